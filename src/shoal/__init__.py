@@ -1,0 +1,33 @@
+"""Shoal trains models with data parallelism: any number of workers, the same bits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shoal.errors import ShoalError as ShoalError
+    from shoal.strategy.presets import ddp as ddp
+    from shoal.strategy.presets import zero1 as zero1
+    from shoal.strategy.worker import Step as Step
+    from shoal.strategy.worker import Worker as Worker
+    from shoal.strategy.worker import join as join
+
+_HOMES = {
+    "ShoalError": "shoal.errors",
+    "Step": "shoal.strategy.worker",
+    "Worker": "shoal.strategy.worker",
+    "ddp": "shoal.strategy.presets",
+    "join": "shoal.strategy.worker",
+    "zero1": "shoal.strategy.presets",
+}
+
+__all__ = ["ShoalError", "Step", "Worker", "ddp", "join", "zero1"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: torch takes seconds, `shoal --help` must not."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'shoal' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

@@ -1,0 +1,1 @@
+"""What a tensor looks like on the wire."""

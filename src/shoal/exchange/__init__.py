@@ -1,0 +1,1 @@
+"""Flat buffers and shards, and the canonical sum over them."""

@@ -1,0 +1,295 @@
+"""One step's exchange: leaves go in, the mean gradient of the global batch comes out.
+
+    leaf      backward adds a leaf's gradient into a slot (a flat buffer)
+    merge     finished subtrees are added locally, bucket by bucket, while backward runs
+    scatter   each owner gets its piece of a bucket as soon as the last leaf has filled it
+    own       the owner finishes the tree, divides by the count, and measures the norm by block
+    publish   (update="everyone") the pieces of the gradient go back to all
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shoal.errors import ShoalError
+from shoal.exchange.layout import Layout
+from shoal.exchange.tree import BlockSum, Span, accumulations, cover, fold, share, slots_needed
+from shoal.wire.base import Future, Wire
+from shoal.wire.ledger import Ledger
+
+Update = Literal["everyone", "owner"]
+
+
+class NonFiniteGradient(ShoalError):
+    """A NaN or an infinity was contributed; no worker has applied the step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reduced:
+    """What a step's exchange says about the whole global batch, equal on all workers."""
+
+    total: float
+    """Sum of the loss over all targets, added along the tree in float64."""
+    count: int
+    norm: float
+    """Euclidean norm of the mean gradient, before clipping."""
+    stop: bool
+    """Whether some worker asked everybody to stop after this step."""
+
+
+class Exchange:
+    """The gradient's way between backward and the optimizer, for one model on one wire."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        parameters: Sequence[nn.Parameter],
+        wire: Wire,
+        ledger: Ledger,
+        update: Update,
+    ) -> None:
+        """`parameters` are in the layout's order."""
+        self.layout, self.wire, self.ledger, self.update = layout, wire, ledger, update
+        self._parameters = parameters
+        self._slots: list[Tensor] = []
+        self._views: list[list[Tensor]] = []
+        self._sum = BlockSum(parameters[0].dtype, parameters[0].device)
+        self._arriving = self._parameters_by_bucket()
+        for index, parameter in enumerate(parameters):
+            parameter.register_post_accumulate_grad_hook(self._filled_by(index))
+        self.begin(0)
+
+    @property
+    def gradient(self) -> Tensor:
+        """The flat mean gradient after `finish`: all of it, or (update="owner") the owned pieces."""
+        return self._slots[0]
+
+    def begin(self, leaves: int) -> None:
+        """Prepare for a step of `leaves` leaves, at any earlier step's end."""
+        held = [share(leaves, self.wire.size, worker) for worker in range(self.wire.size)]
+        self._leaves, self._mine = leaves, held[self.wire.rank]
+        self._nodes = [cover(leaves, span) for span in held]
+        self._plan = deque(accumulations(leaves, self._mine))
+        self._needed = max((slots_needed(leaves, span) for span in held), default=1)
+        self._said: list[tuple[float, int]] = []
+        self._counts: Future[list[Tensor]] | None = None
+        self._flight: deque[tuple[int, Future[list[list[Tensor]]]]] = deque()
+        self._published: list[Future[None]] = []
+        self._norms: list[Tensor] = []
+        self._culprit = -1
+        self._launched = 0
+        self._waiting_for: list[int] = []
+        self._seen: set[int] = set()
+
+    def add_leaf(self, total: Tensor, count: int, *, stop: bool = False) -> None:
+        """Run backward of one leaf's loss sum and send what is complete.
+
+        Raises NonFiniteGradient and PeerLost, from within backward too.
+        """
+        self._allocate()
+        step = self._plan[0]
+        self._said.append((float(total.detach()), count))
+        if step.fresh:
+            self._slots[step.slot].zero_()
+        for parameter, view in zip(self._parameters, self._views[step.slot], strict=True):
+            parameter.grad = view
+        self._waiting_for = [len(parameters) for parameters in self._arriving]
+        self._seen.clear()
+        self._launched = 0
+        if len(self._plan) == 1:
+            self._say_counts(stop)
+        total.backward()  # type: ignore[no-untyped-call]
+        self._launch(up_to=len(self.layout.buckets))  # parameters that took no part stay zero
+        self._plan.popleft()
+
+    def finish(self, *, stop: bool = False) -> Reduced:
+        """Complete the step: everybody's contribution has been added when this returns."""
+        if self._plan:
+            raise ValueError(f"{len(self._plan)} leaves of this step are still to come")
+        with self.ledger.spend("exchanging"):
+            self._allocate()
+            if not self._said:  # a worker without a leaf has only its pieces to add up
+                self._say_counts(stop)
+                for bucket in range(len(self.layout.buckets)):
+                    self._scatter(bucket)
+            while self._flight:
+                self._own(*self._flight.popleft())
+            total, count, asked = self._counted
+            norm = self._gather_norm()
+            for published in self._published:
+                published.wait()
+        return Reduced(total=total, count=count, norm=norm, stop=asked)
+
+    def scale(self, factor: float) -> None:
+        """Multiply this worker's part of `gradient`."""
+        if self.update == "everyone":
+            self.gradient.mul_(factor)
+        else:
+            for start, stop in self.layout.owned(self.wire.rank):
+                self.gradient[start:stop].mul_(factor)
+
+    def hand_over(self) -> None:
+        """Let every parameter's `grad` be its view of `gradient`."""
+        for parameter, view in zip(self._parameters, self._views[0], strict=True):
+            parameter.grad = view
+
+    def _allocate(self) -> None:
+        while len(self._slots) < self._needed:
+            slot = self.wire.allocate(self.layout.elements, self._parameters[0].dtype)
+            self._slots.append(slot)
+            self._views.append(self.layout.views(slot))
+
+    def _parameters_by_bucket(self) -> list[list[int]]:
+        return [
+            [
+                index
+                for index, place in enumerate(self.layout.places)
+                if place.range.start < bucket.stop and bucket.start < place.range.stop
+            ]
+            for bucket in self.layout.buckets
+        ]
+
+    def _filled_by(self, index: int):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        buckets = [b for b, indices in enumerate(self._arriving) if index in indices]
+
+        def filled(_: Tensor) -> None:
+            if not self._plan:
+                return  # a backward outside the run, such as the user's own
+            if index in self._seen:
+                raise ValueError(
+                    f"parameter {self.layout.places[index].name!r} got its gradient twice in one "
+                    "backward: call torch.utils.checkpoint with use_reentrant=False"
+                )
+            self._seen.add(index)
+            for bucket in buckets:
+                self._waiting_for[bucket] -= 1
+            complete = self._launched
+            while complete < len(self._waiting_for) and self._waiting_for[complete] == 0:
+                complete += 1
+            self._launch(up_to=complete)
+
+        return filled
+
+    def _launch(self, up_to: int) -> None:
+        """Merge, and after the last leaf scatter, the buckets that are complete, in order."""
+        if self._launched >= up_to:
+            return
+        with self.ledger.spend("exchanging"):
+            for bucket in range(self._launched, up_to):
+                start, stop = self.layout.buckets[bucket]
+                for target, source in self._plan[0].merges:
+                    self._slots[target][start:stop].add_(self._slots[source][start:stop])
+                if len(self._plan) == 1:
+                    self._scatter(bucket)
+            self._launched = up_to
+
+    def _scatter(self, bucket: int) -> None:
+        held = [len(nodes) for nodes in self._nodes]
+        slots = self._slots[: max(held)]
+        self._flight.append((bucket, self.wire.scatter(slots, held, self.layout.pieces[bucket])))
+        while self._flight and (
+            len(self._flight) > self.wire.window
+            or (self._counts_are_here and self._flight[0][1].ready())
+        ):
+            self._own(*self._flight.popleft())
+
+    def _own(self, bucket: int, arriving: Future[list[list[Tensor]]]) -> None:
+        """Finish the tree over this worker's piece of a bucket, and publish it."""
+        piece = self.layout.pieces[bucket][self.wire.rank]
+        _, count, _ = self._counted
+        parts = arriving.wait()
+        labelled = [
+            (node, part)
+            for nodes, theirs in zip(self._nodes, parts, strict=True)
+            for node, part in zip(nodes, theirs, strict=True)
+        ]
+        mine = self.gradient[piece.start : piece.stop]
+        for start in range(0, piece.length, BlockSum.CHUNK):
+            chunk = slice(start, min(start + BlockSum.CHUNK, piece.length))
+            out = mine[chunk]
+            self._sum.into(out, self._leaves, [(node, part[chunk]) for node, part in labelled])
+            out.div_(count)
+            norms = torch.linalg.vector_norm(out.view(-1, self.layout.block), dim=1)
+            self._norms.append(norms)
+            if not bool(norms.isfinite().all()):
+                self._culprit = self._find_culprit([[p[chunk] for p in theirs] for theirs in parts])
+        if self.update == "everyone":
+            self._published.append(
+                self.wire.publish(self.gradient, self.layout.pieces[bucket], "gradient")
+            )
+
+    def _find_culprit(self, parts: list[list[Tensor]]) -> int:
+        """Who contributed a value that is not finite. Mine were overwritten, so I come last."""
+        for worker, theirs in enumerate(parts):
+            if worker != self.wire.rank and not all(bool(p.isfinite().all()) for p in theirs):
+                return worker
+        return self.wire.rank
+
+    @property
+    def _counts_are_here(self) -> bool:
+        return self._counts is not None and self._counts.ready()
+
+    def _say_counts(self, stop: bool) -> None:
+        """Tell everybody my leaves' loss sums and counts, before the last backward begins."""
+        widest = share(self._leaves, self.wire.size, 0)
+        row = torch.zeros(1 + 2 * (widest.stop - widest.start), dtype=torch.float64)
+        row[0] = float(stop)
+        if self._said:
+            row[1 : 1 + 2 * len(self._said)] = torch.tensor(self._said, dtype=torch.float64).ravel()
+        self._counts = self.wire.gather(row)
+        self._totals: tuple[float, int, bool] | None = None
+
+    @property
+    def _counted(self) -> tuple[float, int, bool]:
+        """(loss sum, count, stop) over the global batch; waits for everybody's the first time.
+
+        Raises NonFiniteGradient where a loss is not finite, ShoalError where nothing is counted.
+        """
+        assert self._counts is not None
+        if self._totals is None:
+            losses: dict[Span, float] = {}
+            count, stop = 0, False
+            for worker, row in enumerate(self._counts.wait()):
+                first, last = share(self._leaves, self.wire.size, worker)
+                stop = stop or bool(row[0])
+                for leaf in range(first, last):
+                    loss, targets = row[1 + 2 * (leaf - first) :][:2].tolist()
+                    if not math.isfinite(loss):
+                        raise NonFiniteGradient(f"worker {worker} got a loss of {loss}")
+                    losses[Span(leaf, leaf + 1)] = loss
+                    count += int(targets)
+            if count == 0:
+                raise ShoalError("no sample of this step has a target to learn from")
+            self._totals = fold(self._leaves, losses, lambda a, b: a + b), count, stop
+        return self._totals
+
+    def _gather_norm(self) -> float:
+        """The norm over all blocks, in the flat buffer's order, whoever measured them."""
+        owned = [self.layout.owned(worker) for worker in range(self.wire.size)]
+        widths = [sum(piece.length for piece in pieces) // self.layout.block for pieces in owned]
+        row = torch.zeros(1 + max(widths), dtype=torch.float64)
+        row[0] = self._culprit
+        if self._norms:
+            row[1 : 1 + widths[self.wire.rank]] = torch.cat(self._norms).double().cpu()
+        squares = np.zeros(self.layout.elements // self.layout.block)
+        culprits = set()
+        for pieces, theirs in zip(owned, self.wire.gather(row).wait(), strict=True):
+            culprits.add(int(theirs[0]))
+            position = 1
+            for start, stop in pieces:
+                blocks = slice(start // self.layout.block, stop // self.layout.block)
+                length = blocks.stop - blocks.start
+                squares[blocks] = theirs[position : position + length].numpy() ** 2
+                position += length
+        culprits.discard(-1)
+        if culprits:
+            raise NonFiniteGradient(f"worker {min(culprits)} contributed a NaN or an infinity")
+        return float(np.sqrt(squares.sum()))

@@ -1,0 +1,1 @@
+"""How bytes cross: shared memory (one host), collectives (one cluster)."""

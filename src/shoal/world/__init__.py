@@ -1,0 +1,1 @@
+"""Who is here: joining a run, and noticing who has left it."""

@@ -1,0 +1,80 @@
+"""Run a function in several real worker processes that meet through a file."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["torch", "shoal.strategy.worker", "processes"])
+
+
+def _main(rank: int, size: int, rendezvous: str, function: Any, arguments: Any, results: Any) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank),
+                      SHOAL_RENDEZVOUS=rendezvous, GLOO_SOCKET_IFNAME="lo")  # fmt: skip
+    try:
+        results.put((rank, function(*arguments), None))
+    except BaseException as error:
+        results.put((rank, None, (type(error).__name__, str(error), traceback.format_exc())))
+
+
+class WorkerFailed(Exception):
+    """A worker process raised; `kind` is the exception's name."""
+
+    def __init__(self, rank: int, kind: str, message: str, trace: str) -> None:
+        super().__init__(f"worker {rank}: {kind}: {message}\n{trace}")
+        self.rank, self.kind, self.message = rank, kind, message
+
+
+def run(size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60) -> list[Any]:
+    """function(*arguments) in each of `size` workers; their results by rank."""
+    outcomes = attempt(size, function, *arguments, timeout=timeout)
+    for rank, (_, error) in enumerate(outcomes):
+        if error is not None:
+            raise WorkerFailed(rank, *error)
+    return [value for value, _ in outcomes]
+
+
+def attempt(
+    size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60
+) -> list[tuple[Any, Any]]:
+    """As `run`, but (result, error) by rank; (None, None) for one that died without a word."""
+    with tempfile.TemporaryDirectory() as folder:
+        results = _CONTEXT.Queue()
+        processes = [
+            _CONTEXT.Process(
+                target=_main,
+                args=(rank, size, str(Path(folder) / "rendezvous"), function, arguments, results),
+            )
+            for rank in range(size)
+        ]
+        for process in processes:
+            process.start()
+        outcomes: dict[int, tuple[Any, Any]] = {}
+        try:
+            import queue
+            import time
+
+            deadline = time.monotonic() + timeout
+            while len(outcomes) < size and time.monotonic() < deadline:
+                try:
+                    rank, value, error = results.get(timeout=0.2)
+                    outcomes[rank] = (value, error)
+                except queue.Empty:
+                    if not any(process.is_alive() for process in processes) and results.empty():
+                        break
+        finally:
+            for process in processes:
+                process.join(5)
+                if process.is_alive():
+                    process.kill()
+                    process.join()
+        return [outcomes.get(rank, (None, None)) for rank in range(size)]
