@@ -130,16 +130,17 @@ class Worker:
         micro_batch: int = 1,
         epochs: float | None = None,
         steps: int | None = None,
+        end: int | None = None,
         collate: Callable[[list[Any]], Any] | None = None,
     ) -> Iterator[Any]:
         """This worker's leaves of every step, as batches of `micro_batch` samples.
 
         `samples` has a length and gives a sample by number; `collate` makes a batch of a list
-        of samples (torch's default_collate unless given). The run ends after `steps` steps or
-        `epochs` passes (one, unless either is given); its last step, and the last leaf of a
-        step, may be smaller. It goes on from `position`. A worker that has no leaf in such a
-        last step still gets a batch, whose backward counts for nothing, so that every
-        worker's loop turns at every step.
+        of samples (torch's default_collate unless given). The run ends after `steps` steps,
+        `epochs` passes (one, unless another length is given) or at position `end`; its last
+        step, and the last leaf of a step, may be smaller. It goes on from `position`. A worker
+        that has no leaf in such a last step still gets a batch, whose backward counts for
+        nothing, so that every worker's loop turns at every step.
 
         torch's, numpy's and Python's random states are seeded by (seed, step, leaf) before
         each batch is handed out; `samples` must not draw from them.
@@ -149,14 +150,13 @@ class Worker:
             length=len(samples),
             global_batch=global_batch,
             micro_batch=micro_batch,
-            end=_end(len(samples), global_batch, epochs, steps),
+            end=_end(len(samples), global_batch, epochs, steps) if end is None else end,
         )
         plan.require_leaves_for(self.size)
         collate = collate or torch.utils.data.default_collate
         mine = plan.leaves(self.position, rank=self.rank, size=self.size)
         ready = prefetch((leaf, collate(_fetch(samples, leaf.indices))) for leaf in mine)
-        self.ledger.reset()
-        self._began = time.perf_counter()
+        self.restart_clock()
         while True:
             with self.ledger.spend("data"):
                 item = next(ready, None)
@@ -212,6 +212,11 @@ class Worker:
     def ask_to_stop(self) -> None:
         """Let every worker see `Step.stop` after the same step: the next whose end is still open."""
         self._stop = True
+
+    def restart_clock(self) -> None:
+        """Let the next step's times and bytes begin here, after an evaluation or a save."""
+        self.ledger.reset()
+        self._began = time.perf_counter()
 
     def weights_hash(self) -> str:
         """SHA-256 of all parameters, by name and value, in the model's own order."""

@@ -55,6 +55,12 @@ def find_seat(environment: Mapping[str, str]) -> Seat:
     return Seat(rank=rank, size=size, local_rank=local_rank, address=_address(environment, size))
 
 
+def seat_size(environment: Mapping[str, str]) -> int | None:
+    """How many workers whoever started this process has started, or None for a plain process."""
+    started = "WORLD_SIZE" in environment or "SLURM_PROCID" in environment
+    return find_seat(environment).size if started else None
+
+
 def join_world(environment: Mapping[str, str] | None = None) -> World:
     """Meet the other workers; returns when all of them are here.
 

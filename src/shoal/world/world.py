@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import os
 import select
@@ -16,7 +15,7 @@ import torch.distributed as dist
 
 from shoal.errors import ShoalError
 
-_JOIN = datetime.timedelta(seconds=120)  # for the slowest worker to import torch and arrive
+_PATIENCE = 120.0  # seconds: for the slowest worker to import torch and arrive
 
 
 class PeerLost(ShoalError):
@@ -45,15 +44,15 @@ class World:
         hosts = [identity["host"] for identity in self._identities]
         return hosts.index(hosts[self.rank]) == self.rank
 
-    def exchange(self, label: str, value: Any) -> list[Any]:
+    def exchange(self, label: str, value: Any, *, patience: float = _PATIENCE) -> list[Any]:
         """Everybody's value (JSON), by worker. Every worker makes the same calls in order.
 
-        Raises PeerLost when a worker does not answer, naming it.
+        Raises PeerLost when a worker does not answer within `patience` seconds, naming it.
         """
         self._exchanges += 1
         prefix = f"{self._exchanges}/{label}"
         self.store.set(f"{prefix}/{self.rank}", json.dumps(value))
-        deadline = time.monotonic() + _JOIN.total_seconds()
+        deadline = time.monotonic() + patience
         values = []
         for worker in range(self.size):
             key = f"{prefix}/{worker}"
@@ -62,7 +61,7 @@ class World:
                 self._raise_if_ended([worker])
                 if time.monotonic() > deadline:
                     raise PeerLost(
-                        f"worker {worker} did not arrive within {_JOIN.seconds} s at "
+                        f"worker {worker} did not arrive within {patience:.0f} s at "
                         f"{label!r}; {self.size} workers were expected"
                     )
                 time.sleep(0.005)

@@ -1,0 +1,101 @@
+"""A worker's state as named tensors, and back, whatever the number of workers was and is.
+
+    model/<parameter>                         every parameter and buffer, whole, from worker 0
+    optimizer/<parameter>/<key>@<start>:<stop>   what the optimizer keeps of those elements
+    optimizer/<parameter>/<key>               a number that it keeps of the parameter
+
+Everything else that a run needs is two integers: its position and its steps. Random states
+follow from (seed, step, leaf), the order of samples from (seed, position).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shoal.checkpoint.reader import Checkpoint
+from shoal.errors import ShoalError
+from shoal.strategy.worker import Worker
+
+
+def model_tensors(worker: Worker) -> dict[str, Tensor]:
+    """The weights and buffers, by `model/<name>`; equal on all workers."""
+    return {f"model/{name}": value for name, value in _named_weights(worker.model).items()}
+
+
+def optimizer_tensors(worker: Worker) -> dict[str, Tensor]:
+    """What this worker's optimizer keeps. Under update="everyone" all workers keep the same."""
+    tensors: dict[str, Tensor] = {}
+    for part in worker.slices:
+        for key, value in worker.optimizer.state.get(part.parameter, {}).items():
+            if value is None:
+                continue
+            name = f"optimizer/{part.name}/{key}"
+            tensor = value if isinstance(value, Tensor) else torch.tensor(value)
+            if tensor.dim() == 0:
+                if part.start == 0:
+                    tensors[name] = tensor
+            elif tensor.numel() == part.stop - part.start:
+                tensors[f"{name}@{part.start}:{part.stop}"] = tensor.flatten()
+            else:
+                raise ShoalError(
+                    f"the optimizer keeps {key!r} of shape {tuple(tensor.shape)} for "
+                    f"{part.name!r}, which is neither one number nor one an element"
+                )
+    return tensors
+
+
+def restore(worker: Worker, checkpoint: Checkpoint) -> None:
+    """Give a worker that has just joined a checkpoint's weights, optimizer state and position.
+
+    Raises ShoalError when the checkpoint is of another model, before anything is changed.
+    """
+    weights = _named_weights(worker.model)
+    stored = set(checkpoint.names())
+    _require_same_model(weights, checkpoint, stored)
+    with torch.no_grad():
+        for name, value in weights.items():
+            value.copy_(checkpoint.read(f"model/{name}"))
+    keys: dict[str, set[str]] = {}
+    for name in stored:
+        if name.startswith("optimizer/"):
+            parameter, _, key = name.removeprefix("optimizer/").rpartition("/")
+            keys.setdefault(parameter, set()).add(key.partition("@")[0])
+    for part in worker.slices:
+        state: dict[str, Any] = {}
+        for key in sorted(keys.get(part.name, ())):
+            name = f"optimizer/{part.name}/{key}"
+            if name in stored:
+                state[key] = checkpoint.read(name)
+            else:
+                flat = checkpoint.read_range(name, part.start, part.stop)
+                state[key] = flat.view(part.parameter.shape).to(part.parameter.device)
+        if state:
+            worker.optimizer.state[part.parameter] = state
+    worker.position = int(checkpoint.manifest["position"])
+    worker.steps = int(checkpoint.manifest["steps"])
+
+
+def _named_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    named = dict(model.named_parameters()) | dict(model.named_buffers())
+    return {name: value.detach() for name, value in named.items()}
+
+
+def _require_same_model(
+    weights: dict[str, Tensor], checkpoint: Checkpoint, stored: set[str]
+) -> None:
+    there = {name.removeprefix("model/") for name in stored if name.startswith("model/")}
+    for name in sorted(there ^ set(weights)):
+        where = "this model" if name in weights else "the checkpoint"
+        raise ShoalError(
+            f"{checkpoint.path} is a checkpoint of another model: {name!r} is only in {where}"
+        )
+    for name, value in weights.items():
+        shape = tuple(checkpoint.read(f"model/{name}").shape)
+        if shape != tuple(value.shape):
+            raise ShoalError(
+                f"{checkpoint.path} is a checkpoint of another model: {name!r} has shape "
+                f"{shape} there and {tuple(value.shape)} here"
+            )

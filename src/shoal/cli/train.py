@@ -1,0 +1,172 @@
+"""`shoal train`: train a model on any number of workers, or resume a run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shoal.errors import ShoalError
+
+if TYPE_CHECKING:
+    from shoal.train.config import RunConfig
+    from shoal.train.loop import Training
+
+INTERRUPTED = 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `shoal train`."""
+    parser.add_argument("what", nargs="*", metavar="RECIPE | FILE.toml",
+                        help="a recipe by name, and files of settings; the last one wins")  # fmt: skip
+    add_run_options(parser)
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run's folder")
+    parser.add_argument("--json", action="store_true", help="print the records as JSON lines")
+    parser.add_argument("--dry-run", action="store_true",
+                        help="print the configuration and the arithmetic, and train nothing")  # fmt: skip
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The options that set keys of the configuration, shared by train and verify."""
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that share the work")
+    parser.add_argument("--strategy", metavar="NAME", help="how they agree: ddp, zero1")
+    parser.add_argument("--wire", metavar="NAME", help="auto, shared_memory or collective")
+    parser.add_argument("--data", metavar="SOURCE", help="a corpus's name, a file, folder or glob")
+    parser.add_argument("--model", metavar="PATH", help="a Hugging Face folder to train further")
+    length = parser.add_mutually_exclusive_group()
+    for unit in ("steps", "tokens", "epochs"):
+        length.add_argument(f"--{unit}", type=int, metavar="N", help=f"length of the run in {unit}")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE",
+                        help="any key of the configuration, such as optimizer.lr=1e-3")  # fmt: skip
+
+
+def settings_of(args: argparse.Namespace) -> list[str]:
+    """The flags as `key=value` settings, in the order in which they win."""
+    from shoal.train.config import budget_settings
+
+    settings: list[str] = []
+    keys = {"workers": "workers", "strategy": "strategy", "wire": "wire",
+            "data": "data.source", "model": "model.path"}  # fmt: skip
+    settings += [
+        f"{key}={value}" for flag, key in keys.items() if (value := getattr(args, flag)) is not None
+    ]
+    for unit in ("steps", "tokens", "epochs"):
+        if getattr(args, unit) is not None:
+            settings += budget_settings(unit, getattr(args, unit))
+    return [*settings, *args.set]
+
+
+def configure(args: argparse.Namespace) -> RunConfig:
+    """Defaults, then recipe and files, then flags; or a run's own configuration, on a resume."""
+    from shoal.config import load
+    from shoal.train.config import RunConfig, resolve
+    from shoal.train.folder import require_same_run, run_config
+
+    if args.resume is not None:
+        if args.what:
+            raise ShoalError("a resumed run has its recipe already; give --resume RUN alone")
+        stored = run_config(args.resume)
+        given = resolve(load(RunConfig, base=stored, settings=settings_of(args)))
+        require_same_run(stored, given)
+        return given
+    files = [Path(word) for word in args.what if word.endswith(".toml")]
+    recipes = [f"recipe={word}" for word in args.what if not word.endswith(".toml")]
+    config = load(RunConfig, files=files, settings=[*recipes, *settings_of(args)])
+    return resolve(config)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, here or in workers that this process starts."""
+    from shoal.world.join import seat_size
+
+    config = configure(args)
+    size = seat_size(os.environ)
+    if size is not None and size != config.workers:
+        if args.workers is not None or args.resume is not None:
+            raise ShoalError(
+                f"the run has {config.workers} workers, but this process was started as one of "
+                f"{size}; pass --workers {size} to train with {size}"
+            )
+        config = _with_workers(config, size)
+    if args.dry_run:
+        from shoal.plan.describe import describe
+
+        print(describe(config))
+        return 0
+    if size is None and config.workers > 1:
+        from shoal.world.launch import launch
+
+        command = [sys.executable, "-m", "shoal", *sys.argv[1:]]
+        return launch(command, config.workers, threads=config.threads)
+    return work(args, config)
+
+
+def work(args: argparse.Namespace, config: RunConfig) -> int:
+    """Be one worker of the run."""
+    from shoal.recipes.catalogue import recipe
+    from shoal.train.start import start
+    from shoal.world.join import join_world
+    from shoal.world.launch import LAUNCHED, PEER_LOST, end_with_parent
+    from shoal.world.world import PeerLost
+
+    end_with_parent()
+    world = join_world()
+    try:
+        with ExitStack() as stack:
+            training = start(config, recipe(config.recipe), world, stack,
+                             resume=args.resume, json_lines=args.json)  # fmt: skip
+            finished = training.run()
+            return _finish(training, finished)
+    except PeerLost as lost:
+        if LAUNCHED not in os.environ:
+            raise
+        if world.rank == 0 or "worker 0" in str(lost):
+            print(f"shoal: {lost}", file=sys.stderr)
+        return PEER_LOST
+    except ShoalError as error:
+        world.fail(str(error))
+        raise
+
+
+def _finish(training: Training, finished: bool) -> int:
+    """Say how it ended and what to do next; once, on the first worker."""
+    if training.worker.rank:
+        return 0 if finished else INTERRUPTED
+    folder = training.folder
+    if not finished:
+        training.progress.note(
+            f"stopped after step {training.worker.steps}; go on with: shoal train --resume {folder}"
+        )
+        return INTERRUPTED
+    hints = [
+        f"shoal generate {folder} --prompt 'The '",
+        f"shoal eval {folder}",
+        "shoal verify",
+        "shoal train --data sotu --tokens 2000000 --workers 2",
+    ]
+    training.progress.finish(folder, hints=hints)
+    training.progress.note(f"weights SHA-256: {training.worker.weights_hash()}")
+    _sample(training)
+    return 0
+
+
+def _sample(training: Training) -> None:
+    """A taste of what the model writes, where its task has a tokenizer."""
+    tokenizer = getattr(training.task, "tokenizer", None)
+    if tokenizer is None:
+        return
+    from shoal.models.generate import generate
+
+    text = "".join(generate(training.worker.model, tokenizer, "The ", tokens=80, seed=0))
+    training.progress.note(f"a sample: The {text}")
+
+
+def _with_workers(config: RunConfig, workers: int) -> RunConfig:
+    import dataclasses
+
+    from shoal.train.config import resolve
+
+    return resolve(dataclasses.replace(config, workers=workers))

@@ -1,0 +1,169 @@
+"""Documents from the user's own files: text files, folders, globs and JSON lines."""
+
+import difflib
+import glob
+import hashlib
+import json
+import os.path
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from shoal.data.cache import Say, digest, prepared, silent
+from shoal.data.document import Document
+from shoal.errors import ShoalError
+
+TEXT_SUFFIXES = (".txt", ".md", ".rst")
+"""What a folder is searched for. A glob takes whatever it matches."""
+
+HASH_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundFile:
+    """A file of a corpus."""
+
+    path: Path
+    name: str
+    """Its path inside the corpus: the same wherever the corpus is copied to."""
+
+
+def find_files(source: str, known: tuple[str, ...] = ()) -> list[FoundFile]:
+    """The files that `source` names, sorted by name. `known` names serve as suggestions.
+
+    Raises:
+        ShoalError: there is no such file, folder or match; or the folder holds no text.
+    """
+    place = Path(source).expanduser()
+    if place.is_file():
+        return [FoundFile(path=place, name=place.name)]
+    if place.is_dir():
+        found = [path for path in place.rglob("*") if path.suffix.lower() in TEXT_SUFFIXES]
+        found = [path for path in found if path.is_file()]
+        if not found:
+            raise ShoalError(f"the folder {place} holds no {', '.join(TEXT_SUFFIXES)} file")
+        return _named(found, place)
+    if glob.has_magic(source):
+        matches = [Path(match) for match in glob.glob(str(place), recursive=True)]
+        found = [path for path in matches if path.is_file()]
+        if not found:
+            raise ShoalError(f"no file matches the pattern {source}")
+        parents = [path.parent.absolute() for path in found]
+        return _named(found, Path(os.path.commonpath(parents)))
+    close = difflib.get_close_matches(source, known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise ShoalError(
+        f"there is no corpus {source!r}: no such file or folder, and not in the catalogue"
+        f" ({', '.join(known)}){hint}"
+    )
+
+
+def file_documents(files: list[FoundFile], text_field: str) -> Iterator[Document]:
+    """Read the files one after another: a .jsonl file row by row, another as one document.
+
+    Raises:
+        ShoalError: a file cannot be read, is not UTF-8, or a row has no text; it names the
+            file and the byte or the row.
+    """
+    for file in files:
+        try:
+            if file.path.suffix.lower() == ".jsonl":
+                yield from _rows(file, text_field)
+            else:
+                yield Document(file.name, _text(file.path))
+        except OSError as error:
+            raise ShoalError(f"cannot read {file.path}: {error.strerror or error}") from error
+
+
+def files_fingerprint(files: list[FoundFile], say: Say = silent) -> str:
+    """A hash over the names and bytes of the files.
+
+    The bytes are read once: while size, times and inode stay as they were, later calls use
+    the hash kept in the cache.
+    """
+    try:
+        stats = [(file, file.path.stat()) for file in files]
+    except OSError as error:
+        raise ShoalError(f"cannot read {error.filename}: {error.strerror}") from error
+    key = digest(
+        *(
+            (file.name, file.path.absolute(), s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino)
+            for file, s in stats
+        )
+    )
+
+    def build(partial: Path) -> None:
+        size = sum(stat.st_size for _, stat in stats)
+        if size > 1 << 28:
+            say(f"hashing {size / 1e9:.1f} GB of text")
+        hashes = [(file.name, _file_hash(file.path)) for file in files]
+        (partial / "sha256").write_text(digest(*hashes))
+
+    return (prepared("fingerprints", key, build, say) / "sha256").read_text()
+
+
+def decoded(data: bytes, where: str, offset: int = 0) -> str:
+    """UTF-8 text without a byte order mark.
+
+    Raises:
+        ShoalError: not UTF-8, naming `where` and the byte counted from `offset`.
+    """
+    try:
+        return data.decode().removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise ShoalError(
+            f"{where} is not UTF-8: byte 0x{data[error.start]:02x} at offset "
+            f"{offset + error.start}; convert it, for example with `iconv -t utf-8`"
+        ) from None
+
+
+def _named(paths: list[Path], root: Path) -> list[FoundFile]:
+    """Names relative to `root`, sorted so that every machine reads the same order."""
+    base = root.absolute()
+    found = [
+        FoundFile(path=path, name=path.absolute().relative_to(base).as_posix()) for path in paths
+    ]
+    return sorted(found, key=lambda file: file.name)
+
+
+def _text(path: Path) -> str:
+    return decoded(path.read_bytes(), str(path))
+
+
+def _rows(file: FoundFile, text_field: str) -> Iterator[Document]:
+    offset = 0
+    with file.path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            where = f"{file.path}, row {number}"
+            text = decoded(line, where, offset)
+            offset += len(line)
+            if not text.strip():
+                continue
+            yield Document(f"{file.name}:{number}", _field(text, text_field, where))
+
+
+def _field(line: str, text_field: str, where: str) -> str:
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ShoalError(f"{where} is not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise ShoalError(f"{where} is a {type(row).__name__}, not an object with fields")
+    if text_field not in row:
+        fields = ", ".join(sorted(row)) or "none"
+        raise ShoalError(f"{where} has no field {text_field!r} (it has: {fields}); set text_field")
+    value = row[text_field]
+    if not isinstance(value, str):
+        raise ShoalError(f"{where}: the field {text_field!r} is a {type(value).__name__}, not text")
+    return value
+
+
+def _file_hash(path: Path) -> str:
+    total = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(HASH_BLOCK):
+                total.update(block)
+    except OSError as error:
+        raise ShoalError(f"cannot read {path}: {error.strerror or error}") from error
+    return total.hexdigest()

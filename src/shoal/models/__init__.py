@@ -1,0 +1,1 @@
+"""Small, readable models; Hugging Face models come in through `hugging_face`."""

@@ -1,0 +1,1 @@
+"""What people train: one file a run, readable top to bottom."""

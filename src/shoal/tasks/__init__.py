@@ -1,0 +1,1 @@
+"""What is learned: a batch becomes a sum of losses and the number of its targets."""

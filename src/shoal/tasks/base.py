@@ -1,0 +1,58 @@
+"""What a task is: the seam between what is learned and how workers agree on it."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+Split = Literal["train", "held_out"]
+Sample = Mapping[str, Any]
+"""Named tensors of one sample. (`Any`, so that a `TypedDict` of tensors is one too.)"""
+Batch = Mapping[str, Any]
+"""The same names; the tensors have one more axis in front, which counts the samples."""
+
+
+class LossSum(NamedTuple):
+    """The loss of some samples, before any division.
+
+    Sums and counts of any split of a batch add up to those of the whole, means do not:
+    that is why a task never divides.
+    """
+
+    total: Tensor
+    """The sum over the targets, 0-d, with its gradient."""
+    count: int  # type: ignore[assignment]  # as a field it hides tuple.count, on purpose
+    """How many targets were summed."""
+
+
+class Ratio(NamedTuple):
+    """A metric before its division, so that workers can add theirs up."""
+
+    numerator: float
+    denominator: float
+
+
+class Samples(Protocol):
+    """Samples by number."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def __getitem__(self, index: int, /) -> Sample:
+        """Sample `index`, from 0."""
+
+
+class Task(Protocol):
+    """What is learned: samples, a model, and the loss that joins them."""
+
+    def build_model(self) -> nn.Module:
+        """A fresh model; its initial weights follow from torch's random state."""
+
+    def samples(self, split: Split) -> Samples:
+        """The samples to train on, or those held out."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> LossSum:
+        """The loss of a batch as a sum and a count."""
+
+    def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Ratio]:
+        """Metrics of a batch as numerators and denominators, without gradients."""

@@ -1,0 +1,134 @@
+"""The training loop, a client of the user's own three calls."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from shoal.checkpoint import Checkpoints
+from shoal.strategy.worker import Step, Worker
+from shoal.tasks.base import Task
+from shoal.train.config import RunConfig
+from shoal.train.evaluate import evaluate
+from shoal.train.optimizer import set_learning_rate
+from shoal.train.precision import autocast
+from shoal.train.progress import Progress
+from shoal.train.records import Record, Recorders
+from shoal.train.saving import save
+from shoal.train.schedule import learning_rate
+
+
+@dataclass(kw_only=True)
+class Training:
+    """A run that is ready to train: all its parts, on one worker."""
+
+    config: RunConfig
+    task: Task
+    worker: Worker
+    checkpoints: Checkpoints
+    recorders: Recorders
+    progress: Progress
+    folder: Path
+    end: int
+    """The run's length in samples."""
+
+    @property
+    def steps(self) -> int:
+        """The run's length in steps."""
+        return -(-self.end // self.config.batch.global_batch)
+
+    def run(self) -> bool:
+        """Train to the end, or until somebody asks to stop; whether the end was reached."""
+        config, worker = self.config, self.worker
+        batches = worker.batches(
+            self.task.samples("train"),
+            global_batch=config.batch.global_batch,
+            micro_batch=config.batch.micro_batch,
+            end=self.end,
+        )
+        device = next(worker.model.parameters()).device
+        worker.model.train()
+        with _stopping_on_signals(worker):
+            for batch in batches:
+                with autocast(device, config.precision):
+                    total, count = self.task.loss(worker.model, batch)
+                worker.backward(total, count)
+                rate = learning_rate(
+                    config.schedule, config.optimizer.lr, step=worker.steps, steps=self.steps
+                )
+                set_learning_rate(worker.optimizer, rate)
+                step = worker.step()
+                if step and self._after(step, rate):
+                    return step.position >= self.end
+        return True
+
+    def _after(self, step: Step, rate: float) -> bool:
+        """Measure, record and save as the configuration says; whether to stop here."""
+        last = step.position >= self.end or step.stop
+        every = self.config.evaluation.every
+        held_out = None
+        if step.position >= self.end or (every and step.number % every == 0):
+            held_out = evaluate(
+                self.worker,
+                self.task,
+                samples=self.config.evaluation.samples,
+                micro_batch=self.config.batch.micro_batch,
+                precision=self.config.precision,
+            )
+        record = _record(step, rate, held_out)
+        self.recorders.write(record, last=last)
+        self.progress.step(record, last=last)
+        every = self.config.checkpoint.save_every
+        if last or (every and step.number % every == 0):
+            save(self.worker, self.checkpoints, self.progress)
+        self.worker.restart_clock()
+        return last
+
+
+def _record(step: Step, rate: float, held_out: dict[str, float] | None) -> Record:
+    ledger = step.ledger
+    idle = {name: ledger.seconds[name] for name in ("exchanging", "waiting", "data")}  # type: ignore[index]
+    return Record(
+        step=step.number,
+        position=step.position,
+        tokens=step.count,
+        loss=step.loss,
+        lr=rate,
+        grad_norm=step.gradient_norm,
+        tokens_per_second=step.count / step.seconds,
+        seconds_computing=step.seconds - sum(idle.values()),
+        seconds_exchanging=idle["exchanging"],
+        seconds_waiting=idle["waiting"],
+        seconds_data=idle["data"],
+        bytes_sent=sum(ledger.sent.values()),
+        bytes_received=sum(ledger.received.values()),
+        held_out=held_out,
+    )
+
+
+@contextmanager
+def _stopping_on_signals(worker: Worker) -> Iterator[None]:
+    """Ctrl-C and SIGTERM finish the step, save, and stop; a second one stops at once."""
+
+    def ask(number: int, _: object) -> None:
+        worker.ask_to_stop()
+        signal.signal(number, signal.default_int_handler)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def pick_device(name: str, local_rank: int) -> torch.device:
+    """`auto` is this worker's own CUDA device where there is one, else the processor."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(f"cuda:{local_rank}") if name == "cuda" else torch.device(name)

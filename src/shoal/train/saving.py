@@ -1,0 +1,64 @@
+"""A checkpoint by all workers together: each writes what it holds, worker 0 makes it whole."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from shoal.checkpoint import Checkpoints, FileEntry
+from shoal.checkpoint.state import model_tensors, optimizer_tensors
+from shoal.errors import ShoalError
+from shoal.strategy.worker import Worker
+from shoal.train.progress import Progress
+
+
+def save(worker: Worker, checkpoints: Checkpoints, progress: Progress) -> bool:
+    """Save this step; a save that fails is warned about, and training goes on.
+
+    All or nothing: a failure of any worker leaves the older checkpoints as they were. Returns
+    whether the checkpoint is there.
+    """
+    world, first = worker.world, worker.rank == 0
+    problem = None
+    if first:
+        problem = _problem(lambda: checkpoints.begin(worker.steps))
+    problems = world.exchange("save begins", problem)
+    entries: list[FileEntry] = []
+    if not any(problems):
+        problem = _problem(lambda: entries.extend(_write(worker, checkpoints)))
+    replies = world.exchange("saved", {"problem": problem, "files": [asdict(e) for e in entries]})
+    problems = [problems[0] or replies[0]["problem"], *(r["problem"] for r in replies[1:])]
+    if first and not any(problems):
+        files = [FileEntry(**file) for reply in replies for file in reply["files"]]
+        manifest: dict[str, Any] = {"position": worker.position, "steps": worker.steps}
+        problems[0] = _problem(
+            lambda: checkpoints.commit(
+                checkpoints.partial(worker.steps), worker.steps, files, manifest
+            )
+        )
+    elif first:
+        checkpoints.discard(checkpoints.partial(worker.steps))
+    problems[0] = world.exchange("save ends", problems[0])[0]
+    for rank, text in enumerate(problems):
+        if text and first:
+            progress.warn(rank, f"step {worker.steps} is not saved ({text}); training goes on")
+    return not any(problems)
+
+
+def _write(worker: Worker, checkpoints: Checkpoints) -> list[FileEntry]:
+    partial = checkpoints.partial(worker.steps)
+    entries = []
+    if worker.rank == 0:
+        entries.append(checkpoints.write(partial, "model.safetensors", model_tensors(worker)))
+    if worker.rank == 0 or worker.strategy.update == "owner":
+        name = f"optimizer-{worker.rank}.safetensors"
+        entries.append(checkpoints.write(partial, name, optimizer_tensors(worker)))
+    return entries
+
+
+def _problem(action: Any) -> str | None:
+    try:
+        action()
+    except ShoalError as error:
+        return str(error)
+    return None

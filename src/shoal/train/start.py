@@ -1,0 +1,173 @@
+"""From a configuration to a run that is ready to train, on every worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from shoal.checkpoint import Checkpoint, Checkpoints
+from shoal.checkpoint.state import restore
+from shoal.config import flatten
+from shoal.errors import ShoalError
+from shoal.strategy.presets import named
+from shoal.strategy.worker import Worker, join, seed_everything
+from shoal.tasks.base import Task
+from shoal.train.config import RunConfig
+from shoal.train.folder import hold, new_folder, read_manifest, write_manifest
+from shoal.train.loop import Training, pick_device
+from shoal.train.optimizer import build_optimizer
+from shoal.train.progress import open_progress
+from shoal.train.records import open_recorders
+from shoal.world.world import World
+
+_DATA_PATIENCE = 3600.0  # seconds: one worker of a host prepares the data while the others wait
+
+Build = Callable[[RunConfig, Callable[[str], None]], Task]
+
+
+def start(
+    config: RunConfig,
+    build: Build,
+    world: World,
+    stack: ExitStack,
+    *,
+    resume: Path | None = None,
+    json_lines: bool = False,
+) -> Training:
+    """Everything up to the first step; what must be closed goes on `stack`.
+
+    Raises ShoalError, on all workers alike, when they do not agree on the run or it cannot
+    start.
+    """
+    _agree("configuration", flatten(config), world)
+    torch.set_num_threads(config.threads)
+    folder = _claim_folder(config, world, stack, resume)
+    task = build(config, print if world.leads_host and not json_lines else lambda _: None)
+    samples = len(task.samples("train"))
+    fingerprint = str(getattr(task, "fingerprint", samples))
+    _agree("data", {"data": fingerprint, "samples": samples}, world, patience=_DATA_PATIENCE)
+    if resume is not None:
+        _require_same_data(folder, fingerprint)
+    worker = _join(config, task, world, stack)
+    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
+    checkpoint, rejected = _newest(checkpoints) if resume is not None else (None, [])
+    if checkpoint is not None:
+        restore(worker, checkpoint)
+    if world.rank == 0:
+        write_manifest(folder, config, data=fingerprint, samples=samples)
+    end = config.budget.samples(
+        global_batch=config.batch.global_batch,
+        sequence_length=config.data.sequence_length,
+        epoch=samples,
+    )
+    progress = stack.enter_context(
+        open_progress(
+            -(-end // config.batch.global_batch),
+            resumed_step=worker.steps,
+            every=config.records.every,
+            json=json_lines,
+            **({} if world.leads_host else {"out": stack.enter_context(_nowhere())}),
+        )
+    )
+    _name_warnings(stack, lambda text: progress.warn(world.rank, text))
+    if world.rank == 0:
+        for sentence in rejected:
+            progress.warn(0, sentence)
+    recorders = stack.enter_context(
+        open_recorders(
+            config.records,
+            folder,
+            worker=world.rank,
+            resumed_step=worker.steps,
+            run=flatten(config),
+            warn=lambda text: progress.warn(world.rank, text),
+        )
+    )
+    return Training(config=config, task=task, worker=worker, checkpoints=checkpoints,
+                    recorders=recorders, progress=progress, folder=folder, end=end)  # fmt: skip
+
+
+def _agree(what: str, mine: dict[str, Any], world: World, *, patience: float = 120.0) -> None:
+    """Raises ShoalError naming the first worker and keys that differ from worker 0's."""
+    everyone = world.exchange(what, mine, patience=patience)
+    for rank, theirs in enumerate(everyone):
+        changed = [key for key in everyone[0] if theirs.get(key) != everyone[0][key]]
+        if changed:
+            told = "; ".join(
+                f"{key} is {json.dumps(theirs.get(key))} on worker {rank} and "
+                f"{json.dumps(everyone[0][key])} on worker 0"
+                for key in changed
+            )
+            raise ShoalError(f"the workers do not agree on the {what}: {told}")
+
+
+def _claim_folder(
+    config: RunConfig, world: World, stack: ExitStack, resume: Path | None
+) -> Path:
+    """Worker 0 makes or takes the folder; a refusal reaches everybody."""
+    answer: dict[str, str] = {}
+    if world.rank == 0:
+        try:
+            folder = resume or new_folder(config)
+            stack.enter_context(hold(folder))
+            answer = {"folder": str(folder)}
+        except ShoalError as error:
+            answer = {"problem": str(error)}
+    answer = world.exchange("folder", answer)[0]
+    if "problem" in answer:
+        raise ShoalError(answer["problem"])
+    return Path(answer["folder"])
+
+
+def _require_same_data(folder: Path, fingerprint: str) -> None:
+    if read_manifest(folder)["data"] != fingerprint:
+        raise ShoalError(
+            f"the data is not what {folder} was trained on: the corpus or its tokenizer has changed"
+        )
+
+
+def _join(config: RunConfig, task: Task, world: World, stack: ExitStack) -> Worker:
+    seed_everything(config.seed, 0, 0)
+    model = task.build_model().to(pick_device(config.device, world.local_rank))
+    return stack.enter_context(
+        join(
+            model,
+            build_optimizer(model, config.optimizer),
+            strategy=named(config.strategy),
+            seed=config.seed,
+            clip=config.clip,
+            wire=config.wire,
+            timeout=config.timeout,
+            world=world,
+        )
+    )
+
+
+def _newest(checkpoints: Checkpoints) -> tuple[Checkpoint | None, list[str]]:
+    checkpoint, rejected = checkpoints.newest()
+    if checkpoint is None and rejected:
+        raise ShoalError("no checkpoint can be used. " + " ".join(rejected))
+    return checkpoint, rejected
+
+
+def _name_warnings(stack: ExitStack, warn: Callable[[str], None]) -> None:
+    """Python's warnings appear as sentences that name the worker."""
+    before = warnings.showwarning
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        warn(str(message))
+
+    warnings.showwarning = show
+    stack.callback(setattr, warnings, "showwarning", before)
+
+
+def _nowhere() -> IO[str]:
+    return open(os.devnull, "w")
+

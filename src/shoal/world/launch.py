@@ -1,0 +1,115 @@
+"""Start the workers of one host and see them through to the end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from shoal.errors import ShoalError
+from shoal.world.join import RENDEZVOUS
+
+LAUNCHED = "SHOAL_LAUNCHED"
+"""Environment variable: set in workers that `launch` started, which report faults themselves."""
+
+PEER_LOST = 75
+"""Exit status of a worker that stopped because another one did, and has said so already."""
+
+_GRACE = 20.0  # seconds that the others get to notice that one has ended, before they are ended
+
+
+def launch(command: Sequence[str], workers: int, *, threads: int) -> int:
+    """Run `command` in `workers` processes that find each other; the exit status of the run.
+
+    Ctrl-C and SIGTERM are passed on once, for the workers to stop together. Workers end with
+    this process, whatever ends it. Raises ShoalError naming a worker that a signal killed.
+    """
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # a full disk must not stop them
+    with tempfile.TemporaryDirectory(prefix="shoal-", dir=memory) as folder:
+        processes = [
+            subprocess.Popen(
+                command,
+                env=_environment(os.environ, folder, rank, workers, threads),
+                start_new_session=True,  # a terminal's Ctrl-C reaches this process alone
+            )
+            for rank in range(workers)
+        ]
+        try:
+            with _passing_on(processes):
+                return _watch(processes)
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+
+
+def end_with_parent() -> None:
+    """Have this worker asked to stop (SIGTERM) when the process that started it dies."""
+    if LAUNCHED in os.environ and sys.platform == "linux":
+        import ctypes
+
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+def _environment(
+    base: Mapping[str, str], folder: str, rank: int, workers: int, threads: int
+) -> dict[str, str]:
+    return {
+        **base,
+        "RANK": str(rank),
+        "WORLD_SIZE": str(workers),
+        "LOCAL_RANK": str(rank),
+        RENDEZVOUS: str(Path(folder) / "rendezvous"),
+        LAUNCHED: "1",
+        "OMP_NUM_THREADS": str(threads),
+        "GLOO_SOCKET_IFNAME": base.get("GLOO_SOCKET_IFNAME", "lo"),  # closed by default
+    }
+
+
+def _watch(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Wait for all; when one fails, give the others time to notice, then end them."""
+    deadline: float | None = None
+    first_failure: int | None = None
+    while any(process.poll() is None for process in processes):
+        for rank, process in enumerate(processes):
+            if first_failure is None and process.poll() not in (None, 0, PEER_LOST):
+                first_failure, deadline = rank, time.monotonic() + _GRACE
+        if deadline is not None and time.monotonic() > deadline:
+            for process in processes:
+                if process.poll() is None:
+                    process.kill()
+            deadline = None
+        time.sleep(0.02)
+    codes = [process.returncode for process in processes]
+    for rank, code in enumerate(codes):
+        if code < 0 and (first_failure is None or rank == first_failure):
+            raise ShoalError(
+                f"worker {rank} was killed by {signal.Signals(-code).name}; "
+                "all workers have stopped"
+            )
+    if first_failure is not None:
+        return codes[first_failure]
+    return max(codes)
+
+
+@contextlib.contextmanager
+def _passing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
+    def pass_on(number: int, _: object) -> None:
+        for process in processes:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
