@@ -147,6 +147,7 @@ def test_pieces_that_do_not_fit_are_refused_when_they_are_saved(tmp_path, fault)
 
 def test_a_range_beyond_the_tensor_is_an_error(tmp_path):
     checkpoint = write(Checkpoints(tmp_path, keep=1), 0, {"x": torch.ones(5)}, {"x": [0, 2, 5]})
+    assert checkpoint.shape("optimizer/x") == (5,)
     for start, stop in [(0, 6), (-1, 2), (3, 2), (6, 6)]:
         with pytest.raises(ShoalError, match="optimizer/x has elements 0 to 5"):
             checkpoint.read_range("optimizer/x", start, stop)

@@ -62,6 +62,7 @@ def test_views_of_one_flat_buffer_are_written_one_by_one_as_the_library_would(tm
     checkpoint = store.at(store.commit(partial, 0, [entry], {}))
     assert set(by_library) == set(checkpoint.names()) == set(tensors)
     for name, copy in copies.items():
+        assert checkpoint.shape(name) == tuple(copy.shape)
         for found in (by_library[name], checkpoint.read(name)):
             assert found.dtype == copy.dtype and torch.equal(found, copy), name
     # The file is byte for byte what the library writes, but for the order within one type.

@@ -58,6 +58,13 @@ class Checkpoint:
         """The tensors' names in order, each once, however many pieces it was written in."""
         return sorted(self._tensors)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape that `read` would give, without reading: () for a number.
+
+        Raises `ShoalError` where the checkpoint has no such tensor.
+        """
+        return self._stored(name).shape
+
     def read(self, name: str) -> Tensor:
         """A whole tensor, in the shape it was written in; one written in pieces is flat.
 

@@ -67,7 +67,7 @@ def restore(worker: Worker, checkpoint: Checkpoint) -> None:
         state: dict[str, Any] = {}
         for key in sorted(keys.get(part.name, ())):
             name = f"optimizer/{part.name}/{key}"
-            if name in stored:
+            if checkpoint.shape(name) == ():
                 state[key] = checkpoint.read(name)
             else:
                 flat = checkpoint.read_range(name, part.start, part.stop)
@@ -93,7 +93,7 @@ def _require_same_model(
             f"{checkpoint.path} is a checkpoint of another model: {name!r} is only in {where}"
         )
     for name, value in weights.items():
-        shape = tuple(checkpoint.read(f"model/{name}").shape)
+        shape = checkpoint.shape(f"model/{name}")
         if shape != tuple(value.shape):
             raise ShoalError(
                 f"{checkpoint.path} is a checkpoint of another model: {name!r} has shape "

@@ -85,6 +85,11 @@ def _show(source: str, text_field: str) -> int:
     print(f"documents   {number:,}")
     print(f"characters  {characters:,}")
     print(f"\nThe first document, {first.name}:\n")
-    for line in first.text.splitlines()[:FIRST_LINES]:
-        print("  " + textwrap.shorten(line, WIDTH) if len(line) > WIDTH else f"  {line}")
+    lines = [
+        part
+        for line in first.text[: FIRST_LINES * WIDTH].splitlines()
+        for part in (textwrap.wrap(line, WIDTH) if len(line) > WIDTH else [line])
+    ]
+    for line in lines[:FIRST_LINES]:
+        print(f"  {line}".rstrip())
     return 0

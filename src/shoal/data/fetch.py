@@ -55,7 +55,7 @@ def gcide(work: Path, say: Say) -> Iterator[Document]:
     heads: dict[tuple[int, int], str] = {}
     for line in (folder / "gcide.index").read_text(errors="replace").splitlines():
         head, start, length = line.split("\t")[:3]
-        if not head.startswith("00-database"):
+        if not head.startswith("00-"):  # notes about the database
             # Many headwords lead to one entry; the first names it.
             heads.setdefault((_dictd_number(start), _dictd_number(length)), head)
     for (first, size), head in sorted(heads.items()):

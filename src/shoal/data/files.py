@@ -39,7 +39,7 @@ def find_files(source: str, known: tuple[str, ...] = ()) -> list[FoundFile]:
         return [FoundFile(path=place, name=place.name)]
     if place.is_dir():
         found = [path for path in place.rglob("*") if path.suffix.lower() in TEXT_SUFFIXES]
-        found = [path for path in found if path.is_file()]
+        found = [path for path in found if path.is_file() and not _hidden(path, place)]
         if not found:
             raise ShoalError(f"the folder {place} holds no {', '.join(TEXT_SUFFIXES)} file")
         return _named(found, place)
@@ -124,6 +124,11 @@ def _named(paths: list[Path], root: Path) -> list[FoundFile]:
         FoundFile(path=path, name=path.absolute().relative_to(base).as_posix()) for path in paths
     ]
     return sorted(found, key=lambda file: file.name)
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    """Whether it lies in a folder like .git or .venv, whose text nobody wrote to be read."""
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def _text(path: Path) -> str:

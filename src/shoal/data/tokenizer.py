@@ -15,15 +15,18 @@ END_OF_TEXT = "<|endoftext|>"
 KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 """Looked for where a folder holds a tokenizer but does not say how it marks a text's end."""
 
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*tok*.json")
+"""Patterns of which one is in every folder with a tokenizer."""
+
 MOST_TRAINING_CHARACTERS = 200_000_000
 """The vocabulary of a larger corpus is learnt from its beginning; more text changes little."""
 
 LONG_PIECE = 1 << 18
 """Characters after which a long document is cut for encoding: it bounds the memory needed."""
 
-# Where a cut leaves the tokens of a byte-level BPE as they were: its words begin at a space or
-# after a single line end.
-_CUT = re.compile(r"\S(?:\n(?=\S)|(?= \S))")
+# Where a cut leaves the tokens of a byte-level BPE as they were: its words end where a space
+# begins, and what it does with spaces depends on what follows them.
+_CUT = re.compile(r"\S(?=[ \n\r\t])")
 
 
 class Tokenizer:
@@ -168,15 +171,21 @@ def _with_end(inner: Any, end: str | None, settings: dict[str, Any], name: str) 
 
 
 def _through_transformers(name: str) -> Tokenizer:
-    """For folders in older formats and for names on the hub; transformers converts them."""
+    """For folders in other formats and for names on the hub; transformers converts them."""
+    folder = Path(name).expanduser()
+    options: dict[str, str] = {}
+    if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
+        weights = sorted(folder.glob("*.gguf"))  # a format that holds the tokenizer as well
+        if not weights:
+            raise ShoalError(f"the folder {folder} holds no tokenizer (such as tokenizer.json)")
+        options["gguf_file"] = weights[0].name
     from transformers import AutoTokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(name)
+        loaded = AutoTokenizer.from_pretrained(folder if folder.is_dir() else name, **options)
     except Exception as error:  # OSError, ValueError, ImportError, by the kind of fault
-        place = "the folder" if Path(name).expanduser().is_dir() else "a folder or on the hub as"
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ShoalError(f"there is no tokenizer in {place} {name}: {reason}") from error
+        raise ShoalError(f"cannot load a tokenizer from {name}: {reason}") from error
     inner = getattr(loaded, "backend_tokenizer", None)
     if inner is None:
         raise ShoalError(f"the tokenizer in {name} has no fast form (tokenizer.json)")

@@ -13,6 +13,6 @@ def build(config: ModelConfig, vocab_size: int) -> CausalModel:
     """
     if config.path is None:
         return Decoder(config, vocab_size)
-    from shoal.models import hugging_face  # importing transformers takes a second
+    from shoal.models.hugging_face import load  # importing transformers takes a second
 
-    return hugging_face.load(config.path)
+    return load(config.path)

@@ -114,12 +114,11 @@ def decoder_activations(
 
     With C features, K those of keys (and as many of values), and F hidden ones, a layer saves
     for each token
-        2 C              the stream before each of its two norms
+        4 C              the stream before each of its two norms, and normalised
         2 C              the norms' results, for the products that follow
         C + 2 K          queries, keys and values (values are a view of them)
         C + K            queries and keys, turned
-        2 C              attention's result, as it is and in order for the product
-        C                the stream's share of the output
+        C                attention's result
         4 F              gate and up (2 F), silu(gate), and their product
     and the loss holds the log-probabilities, their gradient, and that of the logits.
     A `masked` leaf (rows with several documents) also saves a mask of T numbers a token.
@@ -128,8 +127,8 @@ def decoder_activations(
     """
     tokens = micro_batch * sequence_length
     keys = sizes.kv_heads * sizes.head_size
-    stream = 2 * sizes.width
-    products = 7 * sizes.width + 3 * keys + 4 * sizes.hidden
+    stream = 4 * sizes.width
+    products = 5 * sizes.width + 3 * keys + 4 * sizes.hidden
     mask = sequence_length if masked else 0
     # The gradient of the largest matrix exists beside the buffer that it is added to.
     passing = max(vocab_size * sizes.width, 2 * sizes.hidden * sizes.width) * FP32

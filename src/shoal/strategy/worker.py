@@ -118,6 +118,8 @@ class Worker:
             self.layout, self._parameters, self.wire, self.ledger, strategy.update
         )
         self._share_what_does_not_train()
+        self.leaf_observers: list[Callable[[Leaf], None]] = []
+        """Called with each leaf that counts, before its batch is handed out."""
         self._leaf: Leaf | None = None
         self._stop = False
         self._began = time.perf_counter()
@@ -165,6 +167,9 @@ class Worker:
             self._leaf, batch = item
             if self._leaf.opens_step:
                 self._exchange.begin(self._leaf.leaves)
+            if not self._leaf.ghost:
+                for observe in self.leaf_observers:
+                    observe(self._leaf)
             seed_everything(self.seed, self.steps, self._leaf.number)
             yield _to(batch, self._device)
 

@@ -45,7 +45,7 @@ class LanguageModel:
         Raises:
             ShoalError: the folder holds no model, or one with fewer tokens than the data's.
         """
-        vocab_size: int = self.data.tokenizer.vocab_size
+        vocab_size: int = self.tokenizer.vocab_size
         model = build(self.model_config, vocab_size)
         if model.vocab_size < vocab_size:
             raise ShoalError(

@@ -3,49 +3,74 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor, nn
 
 from shoal.exchange.tree import share
 from shoal.strategy.worker import Worker
-from shoal.tasks.base import Batch, Task
+from shoal.tasks.base import Task
 from shoal.train.precision import autocast
 
 
 def evaluate(
     worker: Worker, task: Task, *, samples: int, micro_batch: int, precision: str
 ) -> dict[str, float]:
-    """Every metric of the task over the first `samples` held-out samples (or all there are).
+    """Every metric of the task over the first `samples` held-out samples, or all there are.
 
     Batches are the same at any number of workers, and their numerators and denominators are
     added with exact rounding (math.fsum), so the result is too.
     """
+    count = min(samples, len(task.samples("held_out")))
+    batches = -(-count // micro_batch)
+    mine = share(batches, worker.size, worker.rank)
+    # A worker without a batch measures one all the same, to know the metrics' names.
+    chosen = range(mine.start, mine.stop) if mine.stop > mine.start else range(1)
+    names, ratios = _ratios(worker.model, task, chosen, count, micro_batch, precision)
+    widest = share(batches, worker.size, 0)
+    rows = torch.zeros(widest.stop - widest.start, len(names), 2, dtype=torch.float64)
+    rows[: mine.stop - mine.start] = ratios[: mine.stop - mine.start]
+    return _divide(names, torch.cat(worker.wire.gather(rows.flatten()).wait()))
+
+
+def measure(
+    model: nn.Module, task: Task, *, count: int, micro_batch: int, precision: str
+) -> dict[str, float]:
+    """Every metric of the task over the first `count` held-out samples, in this process."""
+    batches = range(-(-count // micro_batch))
+    names, ratios = _ratios(model, task, batches, count, micro_batch, precision)
+    return _divide(names, ratios.flatten())
+
+
+def _ratios(
+    model: nn.Module, task: Task, batches: range, count: int, micro_batch: int, precision: str
+) -> tuple[list[str], Tensor]:
+    """Metric names, and float64 [batches, metrics, 2]: numerators and denominators."""
     held_out = task.samples("held_out")
-    count = min(samples, len(held_out))
-    starts = list(range(0, count, micro_batch))
-    mine = share(len(starts), worker.size, worker.rank)
-    widest = share(len(starts), worker.size, 0)
-    was_training = worker.model.training
-    worker.model.eval()
-    device = next(worker.model.parameters()).device
-    found: list[Mapping[str, tuple[float, float]]] = []
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    found = []
     try:
         with torch.no_grad(), autocast(device, precision):
-            # Every worker measures at least one batch, so that all know the metrics' names.
-            for start in starts[mine.start : mine.stop] or starts[:1]:
-                numbers = range(start, min(start + micro_batch, count))
-                batch: Batch = torch.utils.data.default_collate([held_out[i] for i in numbers])
-                batch = {name: value.to(device) for name, value in batch.items()}
-                found.append(task.metrics(worker.model, batch))
+            for number in batches:
+                start = number * micro_batch
+                samples = [held_out[i] for i in range(start, min(start + micro_batch, count))]
+                batch = torch.utils.data.default_collate(samples)
+                found.append(
+                    task.metrics(model, {name: value.to(device) for name, value in batch.items()})
+                )
     finally:
-        worker.model.train(was_training)
+        model.train(was_training)
     names = sorted(found[0])
-    rows = torch.zeros(widest.stop - widest.start, len(names), 2, dtype=torch.float64)
-    for row, ratios in enumerate(found[: mine.stop - mine.start]):
-        rows[row] = torch.tensor([ratios[name] for name in names], dtype=torch.float64)
-    everyone = torch.cat(worker.wire.gather(rows.flatten()).wait()).view(-1, len(names), 2)
+    rows = [[list(ratios[name]) for name in names] for ratios in found]
+    return names, torch.tensor(rows, dtype=torch.float64)
+
+
+def _divide(names: Sequence[str], ratios: Tensor) -> dict[str, float]:
+    table = ratios.view(-1, len(names), 2)
     return {
-        name: math.fsum(everyone[:, i, 0].tolist()) / math.fsum(everyone[:, i, 1].tolist())
+        name: math.fsum(table[:, i, 0].tolist()) / math.fsum(table[:, i, 1].tolist())
         for i, name in enumerate(names)
     }

@@ -28,10 +28,10 @@ FREE_KEYS = ("workers", "wire", "strategy", "timeout")
 """What a resume may change, because the weights do not depend on it."""
 
 
-def new_folder(config: RunConfig) -> Path:
-    """An empty folder for a new run, `runs/RECIPE-DATE-TIME`. Raises ShoalError."""
+def new_folder(runs: Path, config: RunConfig) -> Path:
+    """An empty folder for a new run, `RECIPE-DATE-TIME` in `runs`. Raises ShoalError."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    base = Path("runs") / f"{config.recipe}-{stamp}"
+    base = runs / f"{config.recipe}-{stamp}"
     for number in range(1, 100):
         folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
         try:

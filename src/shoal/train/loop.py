@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -36,6 +36,8 @@ class Training:
     folder: Path
     end: int
     """The run's length in samples."""
+    observers: list[Callable[[Step], None]] = field(default_factory=list)
+    """Called after each step, before it is recorded or saved."""
 
     @property
     def steps(self) -> int:
@@ -69,6 +71,8 @@ class Training:
 
     def _after(self, step: Step, rate: float) -> bool:
         """Measure, record and save as the configuration says; whether to stop here."""
+        for observe in self.observers:
+            observe(step)
         last = step.position >= self.end or step.stop
         every = self.config.evaluation.every
         held_out = None

@@ -39,17 +39,21 @@ def start(
     stack: ExitStack,
     *,
     resume: Path | None = None,
+    runs: Path = Path("runs"),
     json_lines: bool = False,
+    quiet: bool = False,
 ) -> Training:
     """Everything up to the first step; what must be closed goes on `stack`.
+
+    A new run's folder is made in `runs`. `quiet` shows nothing but warnings.
 
     Raises ShoalError, on all workers alike, when they do not agree on the run or it cannot
     start.
     """
     _agree("configuration", flatten(config), world)
     torch.set_num_threads(config.threads)
-    folder = _claim_folder(config, world, stack, resume)
-    task = build(config, print if world.leads_host and not json_lines else lambda _: None)
+    folder = _claim_folder(config, world, stack, resume, runs)
+    task = build(config, print if world.leads_host and not (json_lines or quiet) else lambda _: None)
     samples = len(task.samples("train"))
     fingerprint = str(getattr(task, "fingerprint", samples))
     _agree("data", {"data": fingerprint, "samples": samples}, world, patience=_DATA_PATIENCE)
@@ -73,7 +77,7 @@ def start(
             resumed_step=worker.steps,
             every=config.records.every,
             json=json_lines,
-            **({} if world.leads_host else {"out": stack.enter_context(_nowhere())}),
+            **({} if world.leads_host and not quiet else {"out": stack.enter_context(_nowhere())}),
         )
     )
     _name_warnings(stack, lambda text: progress.warn(world.rank, text))
@@ -109,13 +113,13 @@ def _agree(what: str, mine: dict[str, Any], world: World, *, patience: float = 1
 
 
 def _claim_folder(
-    config: RunConfig, world: World, stack: ExitStack, resume: Path | None
+    config: RunConfig, world: World, stack: ExitStack, resume: Path | None, runs: Path
 ) -> Path:
     """Worker 0 makes or takes the folder; a refusal reaches everybody."""
     answer: dict[str, str] = {}
     if world.rank == 0:
         try:
-            folder = resume or new_folder(config)
+            folder = resume or new_folder(runs, config)
             stack.enter_context(hold(folder))
             answer = {"folder": str(folder)}
         except ShoalError as error:
