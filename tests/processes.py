@@ -14,7 +14,9 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["torch", "shoal.strategy.worker", "processes"])
 
 
-def _main(rank: int, size: int, rendezvous: str, function: Any, arguments: Any, results: Any) -> None:
+def _main(
+    rank: int, size: int, rendezvous: str, function: Any, arguments: Any, results: Any
+) -> None:
     import torch
 
     torch.set_num_threads(1)

@@ -50,9 +50,7 @@ def test_help_lists_every_command_and_loads_nothing_heavy():
 def test_an_unknown_command_exits_2_with_a_suggestion():
     done = shoal("trian")
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith(
-        "shoal: error: unknown command 'trian'; did you mean 'train'?"
-    )
+    assert done.stderr.startswith("shoal: error: unknown command 'trian'; did you mean 'train'?")
 
 
 def test_an_unknown_option_exits_2_with_a_suggestion():
@@ -147,7 +145,9 @@ def test_doctor_names_what_is_missing_and_how_to_get_it(monkeypatch, capsys, tmp
         assert findings[f"extra {extra}"]["advice"] == f"pip install 'shoal[{extra}]'"
     assert all(findings[name]["value"] is False for name in doctor.PROGRAMS)
     assert str(tmp_path) in findings["Cache"]["says"]
-    assert {"Python", "Cores", "Memory", "/dev/shm", "torch", "CUDA", "Collectives"} <= set(findings)
+    assert {"Python", "Cores", "Memory", "/dev/shm", "torch", "CUDA", "Collectives"} <= set(
+        findings
+    )
 
 
 def test_doctor_prints_a_table(capsys):

@@ -83,9 +83,8 @@ def test_a_setting_is_read_as_toml_and_else_as_text(setting, key, value):
 def test_an_unknown_key_names_the_file_and_the_nearest_key(tmp_path):
     file = write(tmp_path / "run.toml", "[iner]\nlr = 1\n")
     assert refusal(files=[file]) == f"unknown key 'iner' in {file}; did you mean 'inner'?"
-    assert "unknown key 'inner.lt' in the setting 'inner.lt=1'; did you mean 'inner.lr'?" == (
-        refusal(settings=["inner.lt=1"])
-    )
+    message = refusal(settings=["inner.lt=1"])
+    assert message == "unknown key 'inner.lt' in the setting 'inner.lt=1'; did you mean 'inner.lr'?"
 
 
 @pytest.mark.parametrize("setting", ["lr=1", "model.lr=1"])
@@ -139,7 +138,9 @@ def test_toml_round_trips_with_unset_fields_and_awkward_text(tmp_path):
     original = Outer(name=text, inner=Inner(lr=1e-8, note=None, sizes=()))
     file = write(tmp_path / "out.toml", to_toml(original))
     assert load(Outer, files=[file]) == original
-    assert load(RunConfig, files=[write(tmp_path / "run.toml", to_toml(RunConfig()))]) == RunConfig()
+    assert (
+        load(RunConfig, files=[write(tmp_path / "run.toml", to_toml(RunConfig()))]) == RunConfig()
+    )
     assert "budget" not in to_toml(RunConfig())
 
 

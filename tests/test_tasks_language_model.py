@@ -1,5 +1,6 @@
 """A task gives sums and counts, and never a mean."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,8 @@ from shoal.models.config import ModelConfig
 from shoal.tasks.base import LossSum, Ratio
 from shoal.tasks.cross_entropy import cross_entropy_sum
 from shoal.tasks.language_model import LanguageModel
+
+torch.set_num_threads(1)  # a second thread costs more than it brings at these sizes
 
 VOCAB, LENGTH = 50, 64
 
@@ -37,7 +40,9 @@ class Windows:
 
 def task_on(valid, **fields):
     data = SimpleNamespace(
-        train=Windows(valid), held_out=Windows(valid[:1]), tokenizer=SimpleNamespace(vocab_size=VOCAB)
+        train=Windows(valid),
+        held_out=Windows(valid[:1]),
+        tokenizer=SimpleNamespace(vocab_size=VOCAB),
     )
     return LanguageModel(ModelConfig(**({"depth": 1, "width": 32} | fields)), data)
 
@@ -71,15 +76,17 @@ def test_any_split_of_a_ragged_batch_adds_up_to_the_whole(data):
         for group in groups:
             loss = task.loss(model, batch_of(task, group))
             loss.total.backward()
-            total, count = total + float(loss.total), count + loss.count
+            total, count = total + loss.total.item(), count + loss.count
         return total, count, [parameter.grad / count for parameter in model.parameters()]
 
     whole = accumulated([range(len(valid))])
-    split = accumulated([range(a, b) for a, b in zip(bounds, bounds[1:], strict=False)])
+    split = accumulated([range(a, b) for a, b in pairwise(bounds)])
     assert split[1] == whole[1] == sum(valid)
     assert split[0] == pytest.approx(whole[0], rel=1e-6)
     for got, expected in zip(split[2], whole[2], strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
+        torch.testing.assert_close(
+            got, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max())
+        )
 
 
 def test_the_mean_of_means_is_another_number():
@@ -87,8 +94,8 @@ def test_the_mean_of_means_is_another_number():
     model = confident(task)
     with torch.no_grad():
         parts = [task.loss(model, batch_of(task, [index])) for index in range(6)]
-    exact = sum(float(part.total) for part in parts) / sum(part.count for part in parts)
-    mean_of_means = sum(float(part.total) / part.count for part in parts) / 6
+    exact = sum(part.total.item() for part in parts) / sum(part.count for part in parts)
+    mean_of_means = sum(part.total.item() / part.count for part in parts) / 6
     assert abs(mean_of_means - exact) > 0.01 * exact
 
 
@@ -108,7 +115,7 @@ def test_a_batch_without_targets_adds_nothing():
     model = task.build_model()
     loss = task.loss(model, batch_of(task, [0]))
     loss.total.backward()
-    assert (float(loss.total), loss.count) == (0.0, 0)
+    assert (loss.total.item(), loss.count) == (0.0, 0)
     assert all(not parameter.grad.any() for parameter in model.parameters())
 
 
@@ -119,7 +126,7 @@ def test_metrics_are_ratios_without_gradients():
     metrics = task.metrics(model, batch)
     assert set(metrics) == {"loss", "accuracy"}
     loss = task.loss(model, batch)
-    assert metrics["loss"] == Ratio(pytest.approx(float(loss.total)), 30)
+    assert metrics["loss"] == Ratio(pytest.approx(loss.total.item()), 30)
     guesses = model(batch["tokens"], batch["segments"]).argmax(-1)
     assert metrics["accuracy"] == Ratio(int((guesses == batch["targets"]).sum()), 30)
     assert all(type(number) in (int, float) for ratio in metrics.values() for number in ratio)
@@ -176,7 +183,7 @@ def test_under_autocast_the_sum_is_fp32():
     assert loss.total.dtype == torch.float32
     loss.total.backward()
     exact = task.loss(model, batch_of(task, [0, 1])).total
-    assert float(loss.total) == pytest.approx(float(exact), rel=1e-3)
+    assert loss.total.item() == pytest.approx(exact.item(), rel=1e-3)
 
 
 def test_a_few_steps_learn_a_batch_by_heart():

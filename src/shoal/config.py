@@ -97,7 +97,8 @@ def _leaves(cls: Hashable) -> Mapping[str, Leaf]:
 
 def flatten(instance: Any) -> dict[str, JSON]:
     """The leaves of `instance` by dotted key, as values that JSON can hold."""
-    return {key: msgspec.to_builtins(value) for key, value in _walk(instance)}
+    plain = ((key, msgspec.to_builtins(value)) for key, value in _walk(instance))
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in plain}
 
 
 def differences(a: Any, b: Any) -> list[str]:

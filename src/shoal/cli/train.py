@@ -20,13 +20,20 @@ INTERRUPTED = 130
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `shoal train`."""
-    parser.add_argument("what", nargs="*", metavar="RECIPE | FILE.toml",
-                        help="a recipe by name, and files of settings; the last one wins")  # fmt: skip
+    parser.add_argument(
+        "what",
+        nargs="*",
+        metavar="RECIPE | FILE.toml",
+        help="a recipe by name, and files of settings; the last one wins",
+    )
     add_run_options(parser)
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run's folder")
     parser.add_argument("--json", action="store_true", help="print the records as JSON lines")
-    parser.add_argument("--dry-run", action="store_true",
-                        help="print the configuration and the arithmetic, and train nothing")  # fmt: skip
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the configuration and the arithmetic, and train nothing",
+    )
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -93,8 +100,10 @@ def run(args: argparse.Namespace) -> int:
         config = _with_workers(config, size)
     if args.dry_run:
         from shoal.plan.describe import describe
+        from shoal.recipes.catalogue import recipe
 
-        print(describe(config))
+        task = recipe(config.recipe)(config, lambda text: print(text, file=sys.stderr))
+        print(describe(config, task).text())
         return 0
     if size is None and config.workers > 1:
         from shoal.world.launch import launch

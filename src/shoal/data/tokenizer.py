@@ -149,7 +149,7 @@ def _beginning(texts: Iterable[str], say: Say) -> Iterator[str]:
         if left <= 0:
             say(f"the vocabulary is learnt from the first {MOST_TRAINING_CHARACTERS} characters")
             return
-        yield text[:left]
+        yield from pieces(text[:left])  # the trainer needs much memory for one long text
         left -= len(text)
 
 

@@ -117,10 +117,11 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[tuple[str, str | No
     batch: list[tuple[str, str | None]] = []
     size = 0
     for name, text in documents:
-        parts = list(pieces(text))
-        for number, piece in enumerate(parts, 1):
-            batch.append((piece, name if number == len(parts) else None))
+        left = len(text)
+        for piece in pieces(text):
+            left -= len(piece)
             size += len(piece)
+            batch.append((piece, None if left else name))
             if size >= BATCH_CHARACTERS:
                 yield batch
                 batch, size = [], 0

@@ -1,17 +1,17 @@
 """One step's exchange: leaves go in, the mean gradient of the global batch comes out.
 
-    leaf      backward adds a leaf's gradient into a slot (a flat buffer)
-    merge     finished subtrees are added locally, bucket by bucket, while backward runs
-    scatter   each owner gets its piece of a bucket as soon as the last leaf has filled it
-    own       the owner finishes the tree, divides by the count, and measures the norm by block
-    publish   (update="everyone") the pieces of the gradient go back to all
+leaf      backward adds a leaf's gradient into a slot (a flat buffer)
+merge     finished subtrees are added locally, bucket by bucket, while backward runs
+scatter   each owner gets its piece of a bucket as soon as the last leaf has filled it
+own       the owner finishes the tree, divides by the count, and measures the norm by block
+publish   (update="everyone") the pieces of the gradient go back to all
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,7 +69,7 @@ class Exchange:
 
     @property
     def gradient(self) -> Tensor:
-        """The flat mean gradient after `finish`: all of it, or (update="owner") the owned pieces."""
+        """The flat mean gradient after `finish`; under update="owner" only the owned pieces."""
         return self._slots[0]
 
     def begin(self, leaves: int) -> None:
@@ -106,7 +106,7 @@ class Exchange:
         self._launched = 0
         if len(self._plan) == 1:
             self._say_counts(stop)
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         self._launch(up_to=len(self.layout.buckets))  # parameters that took no part stay zero
         self._plan.popleft()
 
@@ -157,7 +157,7 @@ class Exchange:
             for bucket in self.layout.buckets
         ]
 
-    def _filled_by(self, index: int):  # type: ignore[no-untyped-def]  # noqa: ANN202
+    def _filled_by(self, index: int) -> Callable[[Tensor], None]:
         buckets = [b for b, indices in enumerate(self._arriving) if index in indices]
 
         def filled(_: Tensor) -> None:

@@ -23,16 +23,15 @@ class HuggingFaceModel(CausalModel):
     """A transformers model behind the interface of the built-in ones."""
 
     def __init__(self, inner: Any) -> None:
-        """Wrap `inner`, a causal language model of the transformers library.
-
-        Raises:
-            ShoalError: it would let one document of a row see another.
-        """
+        """Wrap `inner`, a causal language model of the transformers library."""
         super().__init__()
         self.inner = inner
         config = inner.config.get_text_config()
         self.vocab_size = int(config.vocab_size)
         self.context = getattr(config, "max_position_embeddings", None)
+        parameters = inspect.signature(inner.forward).parameters
+        # transformers 5.24 renamed it, and warns of the old name.
+        self._past_name = "cache" if "cache" in parameters else "past_key_values"
 
     def forward(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """Logits [B, T, V]; documents are kept apart by positions that begin anew in each."""
@@ -47,8 +46,8 @@ class HuggingFaceModel(CausalModel):
 
     def advance(self, tokens_BT: Tensor, past: Any = None) -> tuple[Tensor, Any]:
         """Logits [B, V] after the last token, and transformers' own cache."""
-        read = self.inner(input_ids=tokens_BT, past_key_values=past, use_cache=True)
-        return read.logits[:, -1], read.past_key_values
+        read = self.inner(input_ids=tokens_BT, use_cache=True, **{self._past_name: past})
+        return read.logits[:, -1], getattr(read, self._past_name)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ The peak is in a backward pass, when the activations of one leaf are all still t
     optimizer               n for each moment; 1/p of that where the owner updates
     peers' buffers          pages of peers that this worker touches (shared-memory wire);
                             the kernel counts a shared page in every process that maps it
-    activations             what one leaf saves for its backward pass, and the logits thrice
+    activations             what one leaf saves for its backward pass, and the logits twice
     gaps                    what malloc holds between tensors of different sizes
 
 with n elements of 4 bytes and p workers.
@@ -120,7 +120,8 @@ def decoder_activations(
         C + K            queries and keys, turned
         C                attention's result
         4 F              gate and up (2 F), silu(gate), and their product
-    and the loss holds the log-probabilities, their gradient, and that of the logits.
+    the last norm saves 3 C, and the loss (`tasks.cross_entropy`) holds the log-probabilities
+    and the gradient of the logits.
     A `masked` leaf (rows with several documents) also saves a mask of T numbers a token.
     The formula is within 3 % of the tensors measured; a Hugging Face model of the same
     dimensions saves somewhat more.
@@ -134,10 +135,11 @@ def decoder_activations(
     passing = max(vocab_size * sizes.width, 2 * sizes.hidden * sizes.width) * FP32
     if precision == "bf16":  # products and their copies of the weights; the loss stays in fp32
         layer = tokens * (stream * FP32 + (products + mask) * BF16)
-        logits = tokens * vocab_size * (3 * FP32 + BF16)
-        return sizes.depth * layer + logits + parameters * BF16 + passing
+        last = tokens * (3 * sizes.width * FP32 + vocab_size * (2 * FP32 + BF16))
+        return sizes.depth * layer + last + parameters * BF16 + passing
     layer = tokens * (stream + products + mask) * FP32
-    return sizes.depth * layer + 3 * tokens * vocab_size * FP32 + passing
+    last = tokens * (3 * sizes.width + 2 * vocab_size) * FP32
+    return sizes.depth * layer + last + passing
 
 
 def program_bytes() -> int:

@@ -45,7 +45,9 @@ def open_run(folder: Path) -> Run:
     config = run_config(folder)
     checkpoint, rejected = Checkpoints(folder / "checkpoints", config.checkpoint.keep).newest()
     if checkpoint is None:
-        raise ShoalError(f"{folder} has no checkpoint that can be used. {' '.join(rejected)}".strip())
+        raise ShoalError(
+            f"{folder} has no checkpoint that can be used. {' '.join(rejected)}".strip()
+        )
     for sentence in rejected:
         warnings.warn(sentence, stacklevel=2)
     task = recipe(config.recipe)(config)

@@ -1,6 +1,6 @@
 """A language model on text: the default recipe.
 
-    corpus -> tokens -> packed samples -> a small decoder (or a Hugging Face model) -> next-token loss
+corpus -> tokens -> packed samples -> a small decoder (or a Hugging Face model) -> next-token loss
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def ddp() -> Strategy:
 
 
 def zero1() -> Strategy:
-    """A sharded optimizer: each worker steps what it owns (ZeRO stage 1, Rajbhandari et al., 2020)."""
+    """A sharded optimizer: each worker steps what it owns (ZeRO-1, Rajbhandari et al., 2020)."""
     return Strategy(name="zero1", payload=Gradient(), owner=Workers(), timing=EveryStep(),
                     update="owner")  # fmt: skip
 

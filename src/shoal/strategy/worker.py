@@ -1,10 +1,10 @@
 """The worker: a user's own training loop in three calls.
 
-    worker = shoal.join(model, optimizer, strategy=shoal.ddp())
-    for batch in worker.batches(samples, global_batch=64, micro_batch=8):
-        total, count = loss_of(model, batch)        # a sum over targets, and how many
-        worker.backward(total, count)
-        worker.step()
+worker = shoal.join(model, optimizer, strategy=shoal.ddp())
+for batch in worker.batches(samples, global_batch=64, micro_batch=8):
+    total, count = loss_of(model, batch)        # a sum over targets, and how many
+    worker.backward(total, count)
+    worker.step()
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from shoal.strategy.compat import require_legal
 from shoal.strategy.parts import Strategy
 from shoal.strategy.presets import ddp
 from shoal.strategy.schedule import Leaf, Plan
-from shoal.strategy.shards import Slice, narrow, whole
+from shoal.strategy.shards import narrow, whole
 from shoal.wire.base import Range
 from shoal.wire.ledger import Ledger
 from shoal.wire.open import open_wire
@@ -109,9 +109,7 @@ class Worker:
         self.wire = open_wire(wire, world, self.ledger, device=self._device, timeout=timeout)
         self._weights = self._gather_weights()
         if strategy.update == "owner":
-            self.slices = narrow(
-                optimizer, self.layout, self._parameters, self._weights, self.rank
-            )
+            self.slices = narrow(optimizer, self.layout, self._parameters, self._weights, self.rank)
         else:
             self.slices = whole(self.layout, self._parameters)
         self._exchange = Exchange(
@@ -215,7 +213,7 @@ class Worker:
         )
 
     def ask_to_stop(self) -> None:
-        """Let every worker see `Step.stop` after the same step: the next whose end is still open."""
+        """Let every worker see `Step.stop` after one and the same step, a coming one."""
         self._stop = True
 
     def restart_clock(self) -> None:
@@ -279,15 +277,17 @@ class Worker:
     def _share_what_does_not_train(self) -> None:
         """Frozen parameters and buffers must be equal on all workers; they are never exchanged."""
         digests = {
-            name: hashlib.sha256(value.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data).hexdigest()  # fmt: skip  # noqa: E501
+            name: hashlib.sha256(
+                value.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data
+            ).hexdigest()
             for name, value in [
                 *((n, p) for n, p in self.model.named_parameters() if not p.requires_grad),
                 *self.model.named_buffers(),
             ]
         }
         for worker, theirs in enumerate(self.world.exchange("frozen", digests)):
-            for name in digests:
-                if theirs.get(name) != digests[name]:
+            for name, digest in digests.items():
+                if theirs.get(name) != digest:
                     raise ShoalError(
                         f"{name!r} does not train and differs between worker {self.rank} and "
                         f"worker {worker}: give every worker the same"

@@ -28,7 +28,9 @@ class Variant:
     @property
     def label(self) -> str:
         """`2 -> 3 workers, shared_memory`."""
-        workers = f"{self.workers}" if self.resumed_by is None else f"{self.workers} -> {self.resumed_by}"
+        workers = (
+            f"{self.workers}" if self.resumed_by is None else f"{self.workers} -> {self.resumed_by}"
+        )
         return f"{workers} workers, {self.wire}"
 
 

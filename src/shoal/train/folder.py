@@ -1,9 +1,9 @@
 """A run's folder: its manifest, its records, its checkpoints, and who is using it.
 
-    run.json          the configuration, the data's fingerprint, the number of workers
-    records.jsonl     a line a step
-    checkpoints/      the newest complete ones
-    tensorboard/      event files
+run.json          the configuration, the data's fingerprint, the number of workers
+records.jsonl     a line a step
+checkpoints/      the newest complete ones
+tensorboard/      event files
 """
 
 from __future__ import annotations

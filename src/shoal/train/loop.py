@@ -96,7 +96,7 @@ class Training:
 
 def _record(step: Step, rate: float, held_out: dict[str, float] | None) -> Record:
     ledger = step.ledger
-    idle = {name: ledger.seconds[name] for name in ("exchanging", "waiting", "data")}  # type: ignore[index]
+    idle = dict(ledger.seconds)
     return Record(
         step=step.number,
         position=step.position,
@@ -106,9 +106,9 @@ def _record(step: Step, rate: float, held_out: dict[str, float] | None) -> Recor
         grad_norm=step.gradient_norm,
         tokens_per_second=step.count / step.seconds,
         seconds_computing=step.seconds - sum(idle.values()),
-        seconds_exchanging=idle["exchanging"],
-        seconds_waiting=idle["waiting"],
-        seconds_data=idle["data"],
+        seconds_exchanging=idle.get("exchanging", 0.0),
+        seconds_waiting=idle.get("waiting", 0.0),
+        seconds_data=idle.get("data", 0.0),
         bytes_sent=sum(ledger.sent.values()),
         bytes_received=sum(ledger.received.values()),
         held_out=held_out,

@@ -94,11 +94,10 @@ class Run:
             ("lr", f"{record.lr:.2e}"),
             ("norm", f"{record.grad_norm:.2f}"),
             ("tokens/s", f"{record.tokens_per_second:,.0f}"),
-            ("", shares(record)),
         ]
         if self.held_out:
             figures.insert(1, ("held out", f"{self.held_out[-1][1]:.3f}"))
-        return [(name, value) for name, value in figures if value]
+        return figures
 
 
 class Progress:
@@ -219,11 +218,12 @@ class PlainDisplay:
         if now < self._next and not last:
             return
         self._next = now + PLAIN_SECONDS
-        words = [f"{name} {value}".strip() for name, value in run.figures()]
-        words.insert(0, f"step {record.step}/{run.steps}")
+        words = [f"step {record.step}/{run.steps}"]
+        words += [f"{name} {value}" for name, value in run.figures()]
+        words.append(shares(record))
         if not last:
             words.append(f"{duration(run.seconds_left)} left")
-        print("  ".join(words), file=self._out, flush=True)
+        print("  ".join(filter(None, words)), file=self._out, flush=True)
 
     def say(self, text: str, *, warning: bool = False) -> None:
         """Warnings go to standard error."""
@@ -313,9 +313,9 @@ def _picture(run: Run) -> RenderableType:
     )
     line = Text()
     for name, value in run.figures():
-        line.append(f"{name} " if name else "", style="dim")
-        line.append(f"{value}  ")
-    return Group(head, line, Text(run.curve.bars(60), style="cyan"))
+        line.append(f"{name} ", style="dim").append(f"{value}  ")
+    foot = Text(shares(run.newest), style="dim")
+    return Group(head, line, Text(run.curve.bars(60), style="cyan"), foot)
 
 
 def ending(run: Run, folder: Path) -> list[tuple[str, str]]:

@@ -266,14 +266,13 @@ def open_recorders(
     """
     recorders: list[Recorder] = []
     if worker == 0:
-        recorders.append(JsonLines(folder / RECORDS_FILE, resumed_step=resumed_step))
+        # Those that may be missing come first, so that a refusal leaves nothing open.
+        for package in ("wandb", "trackio"):
+            if getattr(config, package):
+                recorders.append(Hosted(package, folder, run))
         if config.tensorboard:
             recorders.append(TensorBoard(folder / "tensorboard", resumed_step=resumed_step))
-        recorders += [
-            Hosted(package, folder, run)
-            for package in ("wandb", "trackio")
-            if getattr(config, package)
-        ]
+        recorders.append(JsonLines(folder / RECORDS_FILE, resumed_step=resumed_step))
     return Recorders(recorders, every=config.every, warn=warn)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, TextIO
 
 import torch
 
@@ -53,7 +54,9 @@ def start(
     _agree("configuration", flatten(config), world)
     torch.set_num_threads(config.threads)
     folder = _claim_folder(config, world, stack, resume, runs)
-    task = build(config, print if world.leads_host and not (json_lines or quiet) else lambda _: None)
+    task = build(
+        config, print if world.leads_host and not (json_lines or quiet) else lambda _: None
+    )
     samples = len(task.samples("train"))
     fingerprint = str(getattr(task, "fingerprint", samples))
     _agree("data", {"data": fingerprint, "samples": samples}, world, patience=_DATA_PATIENCE)
@@ -77,7 +80,7 @@ def start(
             resumed_step=worker.steps,
             every=config.records.every,
             json=json_lines,
-            **({} if world.leads_host and not quiet else {"out": stack.enter_context(_nowhere())}),
+            out=sys.stdout if world.leads_host and not quiet else stack.enter_context(_nowhere()),
         )
     )
     _name_warnings(stack, lambda text: progress.warn(world.rank, text))
@@ -172,6 +175,5 @@ def _name_warnings(stack: ExitStack, warn: Callable[[str], None]) -> None:
     stack.callback(setattr, warnings, "showwarning", before)
 
 
-def _nowhere() -> IO[str]:
+def _nowhere() -> TextIO:
     return open(os.devnull, "w")
-

@@ -66,9 +66,7 @@ class Wire(Protocol):
         """
         ...
 
-    def publish(
-        self, buffer: Tensor, pieces: Sequence[Range], purpose: Purpose
-    ) -> Future[None]:
+    def publish(self, buffer: Tensor, pieces: Sequence[Range], purpose: Purpose) -> Future[None]:
         """Send my piece of `buffer` to everyone; everyone's pieces arrive in place.
 
         A worker publishes a range only after all its scatters of it have been waited for.
@@ -83,7 +81,7 @@ class Wire(Protocol):
 def count_scatter(
     ledger: Ledger, rank: int, held: Sequence[int], pieces: Sequence[Range], width: int
 ) -> None:
-    """Enter a scatter: each of my partial sums goes to the other owners, theirs come for my piece."""
+    """Enter a scatter: my partial sums go to the other owners, theirs come for my piece."""
     mine = pieces[rank].length
     others = sum(piece.length for piece in pieces) - mine
     ledger.count(

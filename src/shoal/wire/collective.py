@@ -92,9 +92,7 @@ class CollectiveWire:
             ]
         return _Messages(self, self._send(messages), parts)
 
-    def publish(
-        self, buffer: Tensor, pieces: Sequence[Range], purpose: Purpose
-    ) -> Future[None]:
+    def publish(self, buffer: Tensor, pieces: Sequence[Range], purpose: Purpose) -> Future[None]:
         """See `Wire.publish`."""
         count_publish(self._ledger, self.rank, pieces, buffer.element_size(), purpose)
         mine = buffer[slice(*pieces[self.rank])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ class Ledger:
 
     sent: Counter[Purpose] = field(default_factory=Counter)
     received: Counter[Purpose] = field(default_factory=Counter)
-    seconds: Counter[Activity] = field(default_factory=Counter)
+    seconds: defaultdict[Activity, float] = field(default_factory=lambda: defaultdict(float))
     _inner: float = 0.0
 
     def count(self, purpose: Purpose, *, sent: int, received: int) -> None:
@@ -42,11 +42,11 @@ class Ledger:
             yield
         finally:
             elapsed = time.perf_counter() - start
-            self.seconds[activity] += elapsed - self._inner  # type: ignore[assignment]
+            self.seconds[activity] += elapsed - self._inner
             self._inner = outer + elapsed
 
     def reset(self) -> Ledger:
         """Begin a new page, and return the finished one."""
         page = Ledger(self.sent, self.received, self.seconds)
-        self.sent, self.received, self.seconds = Counter(), Counter(), Counter()
+        self.sent, self.received, self.seconds = Counter(), Counter(), defaultdict(float)
         return page

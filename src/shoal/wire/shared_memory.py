@@ -111,9 +111,7 @@ class SharedMemoryWire:
 
         return self._post("scatter", parts)
 
-    def publish(
-        self, buffer: Tensor, pieces: Sequence[Range], purpose: Purpose
-    ) -> Future[None]:
+    def publish(self, buffer: Tensor, pieces: Sequence[Range], purpose: Purpose) -> Future[None]:
         """See `Wire.publish`."""
         start, stop = pieces[self.rank]
         mine = buffer[start:stop]
@@ -188,7 +186,7 @@ class SharedMemoryWire:
 
 
 def _memory_file(size: int) -> tuple[int, str]:
-    """A file of zeros in memory that only this user can open, and the path by which peers find it."""
+    """A file of zeros in memory that only this user can open, and the path that leads to it."""
     try:
         if hasattr(os, "memfd_create"):
             file = os.memfd_create("shoal", os.MFD_CLOEXEC)

@@ -7,11 +7,15 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
 from shoal.errors import ShoalError
 from shoal.world.world import World
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 RENDEZVOUS = "SHOAL_RENDEZVOUS"
 """Environment variable: the path of the file through which workers of one host meet."""
@@ -69,7 +73,7 @@ def join_world(environment: Mapping[str, str] | None = None) -> World:
     environment = os.environ if environment is None else environment
     seat = find_seat(environment)
     if seat.size == 1:
-        store: dist.Store = dist.HashStore()
+        store: Store = dist.HashStore()
     elif RENDEZVOUS in environment:
         store = dist.FileStore(environment[RENDEZVOUS], seat.size)
     else:
@@ -78,7 +82,7 @@ def join_world(environment: Mapping[str, str] | None = None) -> World:
     return World(rank=seat.rank, size=seat.size, local_rank=seat.local_rank, store=store)
 
 
-def _tcp_store(seat: Seat, *, agent: bool, attempt: str) -> dist.Store:
+def _tcp_store(seat: Seat, *, agent: bool, attempt: str) -> Store:
     assert seat.address is not None
     host, _, port = seat.address.rpartition(":")
     try:

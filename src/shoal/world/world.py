@@ -9,11 +9,14 @@ import select
 import socket
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
 from shoal.errors import ShoalError
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 _PATIENCE = 120.0  # seconds: for the slowest worker to import torch and arrive
 
@@ -29,7 +32,7 @@ class World:
     host, TCP under torchrun or Slurm. It carries only small JSON at joining and on failure.
     """
 
-    def __init__(self, *, rank: int, size: int, store: dist.Store, local_rank: int = 0) -> None:
+    def __init__(self, *, rank: int, size: int, store: Store, local_rank: int = 0) -> None:
         self.rank, self.size, self.local_rank = rank, size, local_rank
         self.store = dist.PrefixStore("shoal", store)
         self._exchanges = 0

@@ -1,0 +1,125 @@
+"""What a run will be, before it starts: the answer of `shoal train --dry-run`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shoal.config import to_toml
+from shoal.exchange.layout import Layout, lay_out
+from shoal.exchange.tree import cover, share
+from shoal.models.size import skeleton
+from shoal.plan.memory import decoder_activations, expected_memory, program_bytes
+from shoal.strategy.compat import require_legal
+from shoal.strategy.presets import named
+from shoal.tasks.language_model import LanguageModel
+from shoal.train.config import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """The arithmetic of a run. Bytes are of the fullest worker."""
+
+    config: RunConfig
+    samples: int
+    """In the training split."""
+    vocab_size: int
+    parameters: int
+    steps: int
+    last_step: int
+    """Samples of the last step."""
+    leaves_by_worker: list[int]
+    bytes_a_step: int
+    """What the busiest worker sends in a full step, counts and norms left out."""
+    memory: dict[str, int] | None
+    """By what it holds; None for a Hugging Face model, whose activations are not known."""
+
+    def text(self) -> str:
+        """For a person to read."""
+        return "\n".join([to_toml(self.config), *self._arithmetic(), *self._memory()])
+
+    def _arithmetic(self) -> list[str]:
+        batch, length = self.config.batch, self.config.data.sequence_length
+        leaves = " + ".join(map(str, self.leaves_by_worker))
+        last = (
+            ""
+            if self.last_step == batch.global_batch
+            else f", the last of {self.last_step} samples"
+        )
+        return [
+            f"# global batch  {batch.global_batch} samples = {batch.leaves} leaves x "
+            f"{batch.micro_batch} samples = {batch.global_batch * length:,} tokens",
+            f"# workers       {self.config.workers}, with {leaves} leaves each step",
+            f"# steps         {self.steps:,}{last} ({self.samples:,} samples in an epoch)",
+            f"# parameters    {self.parameters:,} (vocabulary {self.vocab_size:,})",
+            f"# wire          {self.bytes_a_step / 1e6:.1f} MB sent a step by each worker",
+        ]
+
+    def _memory(self) -> list[str]:
+        if self.memory is None:
+            return ["# memory        not predicted for a Hugging Face model"]
+        parts = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in self.memory.items())
+        total = sum(self.memory.values())
+        return [f"# memory        {total / 1e6:,.0f} MB at the peak of a worker ({parts})"]
+
+
+def describe(config: RunConfig, task: LanguageModel) -> Description:
+    """Work a run out without training it. Raises ShoalError where it could not start."""
+    strategy = named(config.strategy)
+    require_legal(strategy)
+    vocab_size = task.tokenizer.vocab_size
+    model = skeleton(config.model, vocab_size)
+    layout = lay_out(list(model.named_parameters()), config.workers)
+    samples = len(task.samples("train"))
+    end = config.budget.samples(
+        global_batch=config.batch.global_batch,
+        sequence_length=config.data.sequence_length,
+        epoch=samples,
+    )
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    leaves = config.batch.leaves
+    spans = [share(leaves, config.workers, rank) for rank in range(config.workers)]
+    return Description(
+        config=config,
+        samples=samples,
+        vocab_size=vocab_size,
+        parameters=parameters,
+        steps=-(-end // config.batch.global_batch),
+        last_step=(end - 1) % config.batch.global_batch + 1,
+        leaves_by_worker=[span.stop - span.start for span in spans],
+        bytes_a_step=max(_sent(layout, config, rank) for rank in range(config.workers)),
+        memory=_memory(config, layout, vocab_size, parameters, strategy.update),
+    )
+
+
+def _sent(layout: Layout, config: RunConfig, rank: int) -> int:
+    """Partial sums to their owners, and the own piece to all peers; the codec says how large."""
+    codec = named(config.strategy).codec
+    leaves, workers = config.batch.leaves, config.workers
+    partials = len(cover(leaves, share(leaves, workers, rank)))
+    owned = sum(piece.length for piece in layout.owned(rank))
+    scattered = codec.wire_bytes(partials * (layout.elements - owned), 4)
+    return scattered + codec.wire_bytes(owned * (workers - 1), 4)
+
+
+def _memory(
+    config: RunConfig, layout: Layout, vocab_size: int, parameters: int, update: str
+) -> dict[str, int] | None:
+    if config.model.path is not None:
+        return None
+    return expected_memory(
+        elements=layout.elements,
+        leaves=config.batch.leaves,
+        workers=config.workers,
+        update="owner" if update == "owner" else "everyone",
+        optimizer=config.optimizer,
+        shared_memory=config.wire != "collective",
+        activations=decoder_activations(
+            config.model.dimensions,
+            vocab_size=vocab_size,
+            micro_batch=config.batch.micro_batch,
+            sequence_length=config.data.sequence_length,
+            precision=config.precision,
+            parameters=parameters,
+        ),
+        program=program_bytes(),
+    )
