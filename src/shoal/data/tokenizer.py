@@ -185,7 +185,8 @@ def _through_transformers(name: str) -> Tokenizer:
         loaded = AutoTokenizer.from_pretrained(folder if folder.is_dir() else name, **options)
     except Exception as error:  # OSError, ValueError, ImportError, by the kind of fault
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ShoalError(f"cannot load a tokenizer from {name}: {reason}") from error
+        hint = " (pip install 'shoal[gguf]')" if isinstance(error, ImportError) and options else ""
+        raise ShoalError(f"cannot load a tokenizer from {name}: {reason}{hint}") from error
     inner = getattr(loaded, "backend_tokenizer", None)
     if inner is None:
         raise ShoalError(f"the tokenizer in {name} has no fast form (tokenizer.json)")

@@ -45,7 +45,7 @@ class ModelConfig:
 
     path: str | None = None
     """A Hugging Face folder or hub name; every other field must then keep its default."""
-    depth: int = 4
+    depth: int = 3
     """Number of layers, and the one dial for size."""
     width: int | None = None
     """Features of a token; by default 64 for each layer."""

@@ -23,9 +23,9 @@ DEFAULT_STEPS = 300
 class BatchConfig:
     """How many samples a step consumes, and in which pieces."""
 
-    global_batch: int = 32
+    global_batch: int = 16
     """Samples of one step, over all workers."""
-    micro_batch: int = 4
+    micro_batch: int = 2
     """Samples of one leaf: what one forward and backward pass holds."""
 
     @property
