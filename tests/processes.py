@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch", "shoal.strategy.worker", "processes"])
+# Whatever a worker would import; torch.optim imports torch._dynamo, which takes seconds.
+_CONTEXT.set_forkserver_preload(
+    ["torch._dynamo", "shoal.train.start", "shoal.cli.train", "shoal.recipes.lm", "processes", "training"]
+)
 
 
 def _main(

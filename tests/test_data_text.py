@@ -219,7 +219,7 @@ print(open_text(config, say=print).fingerprint)
 def test_two_processes_that_start_together_prepare_once(folder):
     run = [sys.executable, "-W", "error", "-c", OPEN, str(folder)]
     started = [subprocess.Popen(run, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [process.communicate(timeout=60)[0].splitlines() for process in started]
+    outputs = [process.communicate(timeout=180)[0].splitlines() for process in started]
     assert [process.returncode for process in started] == [0, 0]
     assert len({lines[-1] for lines in outputs}) == 1
     everything = [line for lines in outputs for line in lines]

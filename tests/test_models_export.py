@@ -123,6 +123,8 @@ def test_an_empty_folder_is_filled(tokenizer, tmp_path):
     (tmp_path / "out").mkdir()
     export(decoder(), tokenizer, tmp_path / "out")
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
+    modes = {file.stat().st_mode for file in (tmp_path / "out").iterdir()}
+    assert len(modes) == 1, "every file can be read by whoever can read the others"
 
 
 def test_a_failed_export_leaves_nothing_behind(tokenizer, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import transformers
 from shoal.errors import ShoalError
 from shoal.models.build import build
 from shoal.models.config import ModelConfig
+from shoal.models.export import export
 from shoal.models.generate import choose_tokens
 from shoal.models.hugging_face import document_positions, load, own_tokenizer
 from shoal.models.size import parameter_count
@@ -137,6 +138,25 @@ def test_a_model_that_mixes_documents_is_refused(tmp_path):
         load(str(tmp_path))
 
 
+def test_a_hybrid_that_takes_positions_but_mixes_documents_is_refused(tmp_path):
+    config = transformers.JambaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_experts=2,
+        mamba_d_state=4,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        pad_token_id=0,
+    )
+    transformers.JambaForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ShoalError, match=r"JambaForCausalLM.* cannot keep the documents"):
+        load(str(tmp_path))
+
+
 def test_pickled_weights_are_refused_unread(tmp_path):
     LLAMA.save_pretrained(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04not even a pickle")
@@ -229,3 +249,9 @@ def test_real_weights_read_english(tmp_path_factory):
     assert 5 < math.exp(loss) < 40
     capital = list(choose_tokens(model, tokenizer.encode("The capital of France is"), 1, 0, 0, 0))
     assert tokenizer.decode(capital) == " Paris"
+
+    export(model, tokenizer, folder / "exported")
+    again = load(str(folder / "exported")).eval()
+    with torch.no_grad():
+        assert torch.equal(again(tokens[:, :-1]), logits)
+    assert own_tokenizer(str(folder / "exported")).encode(text) == tokenizer.encode(text)

@@ -23,6 +23,8 @@ VOCAB, LENGTH = 50, 64
 class Windows:
     """Hand-made samples: sample i has `valid[i]` targets."""
 
+    sequence_length = LENGTH
+
     def __init__(self, valid):
         self.valid = valid
 
@@ -201,11 +203,21 @@ def test_a_few_steps_learn_a_batch_by_heart():
     assert hits / targets > 0.95
 
 
-def test_a_model_with_too_few_tokens_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("tokens", "positions", "words"),
+    [
+        (20, 64, "knows 20 tokens, but the data's tokenizer has 50"),
+        (50, 32, "data.sequence_length is 64, but the model in .* holds at most 32 tokens"),
+    ],
+)
+def test_a_model_that_the_data_does_not_fit_is_refused(tokens, positions, words, tmp_path):
     import transformers
 
-    config = transformers.GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1, n_positions=8)
+    config = transformers.GPT2Config(
+        vocab_size=tokens, n_embd=8, n_layer=1, n_head=1, n_positions=positions
+    )
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
-    data = SimpleNamespace(train=None, held_out=None, tokenizer=SimpleNamespace(vocab_size=VOCAB))
-    with pytest.raises(ShoalError, match="knows 20 tokens, but the data's tokenizer has 50"):
-        LanguageModel(ModelConfig(path=str(tmp_path)), data).build_model()
+    task = task_on([64])
+    task.model_config = ModelConfig(path=str(tmp_path))
+    with pytest.raises(ShoalError, match=words):
+        task.build_model()

@@ -74,7 +74,8 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         if os.environ.get("SHOAL_DEBUG") == "1":
             raise
-        print("shoal: interrupted", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # one of the workers says it
+            print("shoal: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader has left. The interpreter flushes once more at exit: give it a place to.

@@ -118,11 +118,12 @@ def work(args: argparse.Namespace, config: RunConfig) -> int:
     from shoal.recipes.catalogue import recipe
     from shoal.train.start import start
     from shoal.world.join import join_world
-    from shoal.world.launch import LAUNCHED, PEER_LOST, end_with_parent
+    from shoal.world.launch import PEER_LOST, end_with_parent
     from shoal.world.world import PeerLost
 
     end_with_parent()
     world = join_world()
+    training: Training | None = None
     try:
         with ExitStack() as stack:
             training = start(config, recipe(config.recipe), world, stack,
@@ -130,14 +131,21 @@ def work(args: argparse.Namespace, config: RunConfig) -> int:
             finished = training.run()
             return _finish(training, finished)
     except PeerLost as lost:
-        if LAUNCHED not in os.environ:
-            raise
-        if world.rank == 0 or "worker 0" in str(lost):
-            print(f"shoal: {lost}", file=sys.stderr)
+        if not lost.told and world.first_to_say(str(lost)):
+            print(f"shoal: error: {lost}{_way_back(training)}", file=sys.stderr)
         return PEER_LOST
     except ShoalError as error:
         world.fail(str(error))
-        raise
+        if world.first_to_say(str(error)):
+            print(f"shoal: error: {error}{_way_back(training)}", file=sys.stderr)
+        return 1
+
+
+def _way_back(training: Training | None) -> str:
+    """How to go on from the last checkpoint, where there is one."""
+    if training is None or not any(training.folder.glob("checkpoints/step-*")):
+        return ""
+    return f"; go on with: shoal train --resume {training.folder}"
 
 
 def _finish(training: Training, finished: bool) -> int:

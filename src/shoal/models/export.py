@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,19 +37,19 @@ def export(model: nn.Module, tokenizer: SavedTokenizer, folder: Path) -> None:
     folder = folder.expanduser().absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ShoalError(f"{folder} exists already; name a new folder, or remove it")
-    partial = None
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.partial-", dir=folder.parent))
-        partial.chmod(0o755)  # mkdtemp's folders are their owner's only
+        partial.mkdir(parents=True)
         _write_model(model, tokenizer, partial)
         tokenizer.save(partial)
+        for file in partial.iterdir():
+            # safetensors writes files that only their owner may read.
+            file.chmod((partial / "config.json").stat().st_mode)
         os.replace(partial, folder)
     except OSError as error:
         raise ShoalError(f"cannot write {folder}: {error}") from error
     finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write_model(model: nn.Module, tokenizer: SavedTokenizer, folder: Path) -> None:

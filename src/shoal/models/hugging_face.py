@@ -5,8 +5,10 @@ can a repository's own Python files, so neither is ever loaded. What exists as a
 never looked up on the hub.
 """
 
+import contextlib
 import importlib.util
 import inspect
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,16 +70,19 @@ def load(path: str) -> HuggingFaceModel:
     """
     place = _locate(path)
     transformers = _transformers()
-    weights = {} if "gguf_file" in place.options else {"use_safetensors": True}
+    gguf = "gguf_file" in place.options
+    weights = {} if gguf else {"use_safetensors": True}
+    # The reader of GGUF shows its progress bar whatever the library was told.
+    quiet = contextlib.redirect_stderr(io.StringIO()) if gguf else contextlib.nullcontext()
     try:
-        inner = transformers.AutoModelForCausalLM.from_pretrained(
-            place.name, dtype=torch.float32, **weights, **place.options
-        )
+        with quiet:
+            inner = transformers.AutoModelForCausalLM.from_pretrained(
+                place.name, dtype=torch.float32, **weights, **place.options
+            )
     except Exception as error:  # the library raises OSError, ValueError, KeyError, ImportError ...
         raise _unreadable("model", path, place, error) from error
-    if hasattr(inner.config, "quantization_config"):
-        # GGUF was widened on loading; the entry would make others narrow it again.
-        del inner.config.quantization_config
+    if gguf:
+        inner = _without_quantisation(inner)
     model = HuggingFaceModel(inner)
     _refuse_leaks(model, path)
     return model
@@ -167,6 +172,18 @@ def _gguf_file(folder: Path) -> Path | None:
             "when it is loaded; convert it to safetensors first"
         )
     raise ShoalError(f"{folder} holds no model: no .safetensors and no .gguf file")
+
+
+def _without_quantisation(inner: Any) -> Any:
+    """The same numbers in a model that does not remember how they were stored.
+
+    Loading widened them to fp32, but the library would still refuse to save the model.
+    """
+    if hasattr(inner.config, "quantization_config"):
+        del inner.config.quantization_config
+    plain = type(inner)(inner.config)
+    plain.load_state_dict(inner.state_dict())
+    return plain
 
 
 def _unreadable(what: str, path: str, place: _Place, error: Exception) -> ShoalError:

@@ -43,7 +43,8 @@ class LanguageModel:
         """The model, on the CPU in fp32.
 
         Raises:
-            ShoalError: the folder holds no model, or one with fewer tokens than the data's.
+            ShoalError: the folder holds no model, or one with fewer tokens than the data's or
+                too few positions for its samples.
         """
         vocab_size: int = self.tokenizer.vocab_size
         model = build(self.model_config, vocab_size)
@@ -51,6 +52,12 @@ class LanguageModel:
             raise ShoalError(
                 f"the model in {self.model_config.path} knows {model.vocab_size} tokens, but the "
                 f"data's tokenizer has {vocab_size}; use the model's own tokenizer"
+            )
+        length: int = self.data.train.sequence_length
+        if model.context is not None and length > model.context:
+            raise ShoalError(
+                f"data.sequence_length is {length}, but the model in {self.model_config.path} "
+                f"holds at most {model.context} tokens"
             )
         return model
 

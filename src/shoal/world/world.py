@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import select
@@ -23,6 +24,11 @@ _PATIENCE = 120.0  # seconds: for the slowest worker to import torch and arrive
 
 class PeerLost(ShoalError):
     """A worker has ended, failed or been silent for too long; the step under way is void."""
+
+    def __init__(self, message: str, *, told: bool = False) -> None:
+        """`told`: the worker itself says so to the user."""
+        super().__init__(message)
+        self.told = told
 
 
 class World:
@@ -91,6 +97,14 @@ class World:
         with contextlib.suppress(Exception):  # the store may be gone with the worker that hosts it
             self.store.set("failure", json.dumps(f"worker {self.rank}: {reason}"))
 
+    def first_to_say(self, text: str) -> bool:
+        """Whether no other worker has said this yet: what all of them find, one tells the user."""
+        try:
+            said: int = self.store.add(f"said/{hashlib.sha256(text.encode()).hexdigest()}", 1)
+        except Exception:  # the store may be gone with the worker that hosts it
+            return True
+        return said == 1
+
     def blame(self, error: Exception) -> PeerLost:
         """Turn a transport's error into one that names the worker, as far as can be known."""
         deadline = time.monotonic() + 2.0
@@ -124,7 +138,7 @@ class World:
 
     def _raise_failure(self) -> None:
         if self.store.check(["failure"]):
-            raise PeerLost(json.loads(self.store.get("failure")))
+            raise PeerLost(json.loads(self.store.get("failure")), told=True)
 
     def _raise_if_ended(self, workers: Iterable[int]) -> None:
         poll = select.poll()
