@@ -155,21 +155,26 @@ class Worker:
         plan.require_leaves_for(self.size)
         collate = collate or torch.utils.data.default_collate
         mine = plan.leaves(self.position, rank=self.rank, size=self.size)
-        ready = prefetch((leaf, collate(_fetch(samples, leaf.indices))) for leaf in mine)
-        self.restart_clock()
-        while True:
-            with self.ledger.spend("data"):
-                item = next(ready, None)
-            if item is None:
-                return
-            self._leaf, batch = item
-            if self._leaf.opens_step:
-                self._exchange.begin(self._leaf.leaves)
-            if not self._leaf.ghost:
-                for observe in self.leaf_observers:
-                    observe(self._leaf)
-            seed_everything(self.seed, self.steps, self._leaf.number)
-            yield _to(batch, self._device)
+        batches = ((leaf, collate(_fetch(samples, leaf.indices))) for leaf in mine)
+        with prefetch(batches) as ready:
+            self.restart_clock()
+            while True:
+                with self.ledger.spend("data"):
+                    item = next(ready, None)
+                if item is None:
+                    return
+                self._leaf, batch = item
+                self._open(self._leaf)
+                yield _to(batch, self._device)
+
+    def _open(self, leaf: Leaf) -> None:
+        """Get ready for a leaf: its step's tree, its random state."""
+        if leaf.opens_step:
+            self._exchange.begin(leaf.leaves)
+        if not leaf.ghost:
+            for observe in self.leaf_observers:
+                observe(leaf)
+        seed_everything(self.seed, self.steps, leaf.number)
 
     def backward(self, total: Tensor, count: int) -> None:
         """Add a leaf: the sum of its loss over its targets, and how many targets that is.

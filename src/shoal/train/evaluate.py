@@ -17,7 +17,9 @@ from shoal.train.precision import autocast
 def evaluate(
     worker: Worker, task: Task, *, samples: int, micro_batch: int, precision: str
 ) -> dict[str, float]:
-    """Every metric of the task over the first `samples` held-out samples, or all there are.
+    """Every metric of the task over `samples` held-out samples, or all there are.
+
+    The samples are spread evenly over the held-out ones, whose neighbours are alike.
 
     Batches are the same at any number of workers, and their numerators and denominators are
     added with exact rounding (math.fsum), so the result is too.
@@ -37,7 +39,7 @@ def evaluate(
 def measure(
     model: nn.Module, task: Task, *, count: int, micro_batch: int, precision: str
 ) -> dict[str, float]:
-    """Every metric of the task over the first `count` held-out samples, in this process."""
+    """Every metric of the task over `count` held-out samples, in this process."""
     batches = range(-(-count // micro_batch))
     names, ratios = _ratios(model, task, batches, count, micro_batch, precision)
     return _divide(names, ratios.flatten())
@@ -56,7 +58,8 @@ def _ratios(
         with torch.no_grad(), autocast(device, precision):
             for number in batches:
                 start = number * micro_batch
-                samples = [held_out[i] for i in range(start, min(start + micro_batch, count))]
+                numbers = range(start, min(start + micro_batch, count))
+                samples = [held_out[i * len(held_out) // count] for i in numbers]
                 batch = torch.utils.data.default_collate(samples)
                 found.append(
                     task.metrics(model, {name: value.to(device) for name, value in batch.items()})
