@@ -11,7 +11,15 @@ import pytest
 
 from shoal.config import differences, flatten, leaves, load, to_toml
 from shoal.errors import ShoalError
-from shoal.train.config import WIRES, BatchConfig, RunConfig, budget_settings, resolve, validate
+from shoal.train.config import (
+    DEFAULT_STEPS,
+    WIRES,
+    BatchConfig,
+    RunConfig,
+    budget_settings,
+    resolve,
+    validate,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +192,14 @@ def test_the_default_run_is_valid_and_resolving_is_idempotent():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        (["batch.global_batch=10"], ["batch.global_batch (10)", "batch.micro_batch (4)"]),
-        (["workers=9"], ["workers is 9", "only 8 leaves"]),
+        (
+            ["batch.global_batch=10", "batch.micro_batch=4"],
+            ["batch.global_batch (10)", "batch.micro_batch (4)"],
+        ),
+        (
+            ["workers=9", "batch.global_batch=16", "batch.micro_batch=2"],
+            ["workers is 9", "only 8 leaves"],
+        ),
         (["workers=0"], ["workers must be", "above 0"]),
         (["clip=0"], ["clip"]),
         (["clip=-1"], ["clip"]),
@@ -235,7 +249,7 @@ def test_a_length_on_the_command_line_replaces_one_in_another_unit():
 
 @pytest.mark.parametrize(
     ("settings", "samples"),
-    [([], 300 * 32), (["budget.steps=2"], 64), (["budget.epochs=3"], 300)],
+    [([], DEFAULT_STEPS * 32), (["budget.steps=2"], 64), (["budget.epochs=3"], 300)],
 )
 def test_the_length_of_a_run_in_samples(settings, samples):
     budget = load(RunConfig, settings=settings).budget

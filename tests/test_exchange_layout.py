@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -18,7 +18,8 @@ shapes = st.lists(
 def laid_out(shapes: list[tuple[int, ...]], workers: int, dtype=torch.float32) -> Layout:
     # On the meta device, because only shapes count.
     parameters = [
-        (f"p{i}", nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"))) for i, shape in enumerate(shapes)
+        (f"p{i}", nn.Parameter(torch.empty(shape, dtype=dtype, device="meta")))
+        for i, shape in enumerate(shapes)
     ]
     return lay_out(parameters, workers)
 
@@ -43,7 +44,9 @@ def test_views_do_not_overlap_and_the_first_to_get_a_gradient_lies_first(shapes)
 
 
 @given(shapes=shapes, workers=st.integers(1, 12), bucket=st.sampled_from([1, 3000, 1 << 20]))
-def test_the_pieces_of_all_workers_partition_the_buffer_at_block_boundaries(shapes, workers, bucket):
+def test_the_pieces_of_all_workers_partition_the_buffer_at_block_boundaries(
+    shapes, workers, bucket
+):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(layout, "BUCKET", bucket)
         found = laid_out(shapes, workers)
@@ -72,7 +75,6 @@ sizes = st.integers(1, 60_000_000)
 
 
 @given(size=sizes, workers=st.integers(1, 16))
-@settings(deadline=None)
 def test_no_worker_owns_more_than_one_block_more_than_another(size, workers):
     found = laid_out([(size,)], workers)
     owned = [sum(piece.length for piece in found.owned(worker)) for worker in range(workers)]
@@ -80,7 +82,6 @@ def test_no_worker_owns_more_than_one_block_more_than_another(size, workers):
 
 
 @given(size=st.integers(262_144, 60_000_000), workers=st.integers(1, 4))
-@settings(deadline=None)
 def test_a_buffer_of_256_blocks_or_more_is_shared_within_two_percent(size, workers):
     found = laid_out([(size,)], workers)
     assert found.elements // found.block >= 256

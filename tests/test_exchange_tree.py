@@ -61,7 +61,11 @@ def test_a_cover_has_no_two_nodes_that_one_larger_node_could_replace(leaves, dat
     start = data.draw(st.integers(0, leaves))
     held = Span(start, data.draw(st.integers(start, leaves)))
     inside = {n for n in nodes(Span(0, leaves)) if held.start <= n.start and n.stop <= held.stop}
-    largest = {n for n in inside if not any(n != m and m.start <= n.start and n.stop <= m.stop for m in inside)}
+    largest = {
+        n
+        for n in inside
+        if not any(n != m and m.start <= n.start and n.stop <= m.stop for m in inside)
+    }
     assert cover(leaves, held) == sorted(largest)
 
 
@@ -102,9 +106,7 @@ def test_no_plan_uses_more_slots_than_it_says_or_than_the_tree_is_deep(world):
 
 @given(st.integers(1, 70), st.integers(1, 20))
 def test_the_fold_of_all_covers_is_the_whole_tree(leaves, workers):
-    parts = {
-        node: written(node) for span in spans(leaves, workers) for node in cover(leaves, span)
-    }
+    parts = {node: written(node) for span in spans(leaves, workers) for node in cover(leaves, span)}
     assert fold(leaves, parts, lambda a, b: f"({a}+{b})") == written(Span(0, leaves))
 
 

@@ -44,6 +44,19 @@ class Chunks:
         return b"".join(self.chunks[token] for token in tokens).decode(errors="replace")
 
 
+class Words:
+    """A tokenizer in the manner of SentencePiece: the first token loses its space."""
+
+    end_of_text = -1
+    words = (" to", " be", " or", " not")
+
+    def encode(self, text):
+        raise NotImplementedError
+
+    def decode(self, tokens):
+        return "".join(self.words[token] for token in tokens).removeprefix(" ")
+
+
 def decoder(**fields):
     torch.manual_seed(0)
     sizes = {"depth": 2, "width": 32, "heads": 4, "tied": False} | fields
@@ -159,6 +172,10 @@ def test_pieces_join_to_the_text_however_its_bytes_are_cut(text, data):
 def test_pieces_of_bytes_that_are_no_text_join_to_their_decoding(chunks):
     streamed = pieces(Chunks(chunks), iter(range(len(chunks))))
     assert "".join(streamed) == b"".join(chunks).decode(errors="replace")
+
+
+def test_spaces_between_words_survive_a_tokenizer_that_drops_the_first():
+    assert "".join(pieces(Words(), iter([0, 1, 2, 3, 0, 1]))) == "to be or not to be"
 
 
 def test_a_piece_comes_as_soon_as_its_character_is_whole():

@@ -43,11 +43,23 @@ class Case:
 def build(case: Case) -> nn.Module:
     torch.manual_seed(case.seed + 1)
     if case.net == "tokens":
-        return nn.Sequential(nn.Embedding(TOKENS, 24), nn.Linear(24, 33), nn.Tanh(), nn.Linear(33, TOKENS))
+        return nn.Sequential(
+            nn.Embedding(TOKENS, 24), nn.Linear(24, 33), nn.Tanh(), nn.Linear(33, TOKENS)
+        )
     if case.net == "dropout":
         return nn.Sequential(nn.Linear(FEATURES, 64), nn.Dropout(0.4), nn.Linear(64, CLASSES))
     if case.net == "wide":
-        return nn.Sequential(nn.Linear(FEATURES, 4100), nn.ReLU(), nn.Linear(4100, CLASSES, bias=False))
+        return nn.Sequential(
+            nn.Linear(FEATURES, 4100), nn.ReLU(), nn.Linear(4100, CLASSES, bias=False)
+        )
+    if case.net == "large":
+        return nn.Sequential(
+            nn.Linear(FEATURES, 500),
+            nn.ReLU(),
+            nn.Linear(500, 1011),
+            nn.ReLU(),
+            nn.Linear(1011, CLASSES),
+        )
     return nn.Sequential(nn.Linear(FEATURES, 37), nn.Tanh(), nn.Linear(37, 101, bias=False), nn.Tanh(),
                          nn.Linear(101, 1), nn.Tanh(), nn.Linear(1, CLASSES))  # fmt: skip
 
@@ -102,7 +114,9 @@ def train(case: Case) -> dict[str, Any]:
     worker = shoal.join(model, optimizer, strategy=getattr(shoal, case.strategy)(), wire=case.wire,
                         clip=case.clip, seed=case.seed, timeout=30)  # fmt: skip
     leaves: list[tuple[int, int, list[int]]] = []
-    worker.leaf_observers.append(lambda leaf: leaves.append((worker.steps, leaf.number, leaf.indices)))
+    worker.leaf_observers.append(
+        lambda leaf: leaves.append((worker.steps, leaf.number, leaf.indices))
+    )
     found: dict[str, Any] = {"steps": [], "bytes": [], "hashes": [worker.weights_hash()],
                              "leaves": leaves, "elements": worker.layout.elements,
                              "buckets": len(worker.layout.buckets), "problem": None}  # fmt: skip
@@ -116,7 +130,9 @@ def train(case: Case) -> dict[str, Any]:
             step = worker.step()
             if step is None:
                 continue
-            found["steps"].append((step.number, step.position, step.loss, step.count, step.gradient_norm))
+            found["steps"].append(
+                (step.number, step.position, step.loss, step.count, step.gradient_norm)
+            )
             found["bytes"].append((dict(step.ledger.sent), dict(step.ledger.received)))
             if case.strategy == "ddp" and "gradient" not in found:
                 found["gradient"] = flat(parameter.grad for parameter in model.parameters())
@@ -170,7 +186,9 @@ def plainly(case: Case, *, mean_of_means: bool = False) -> dict[str, Any]:
         chosen = [samples[i] for i in order.indices(start, stop)]
         optimizer.zero_grad()
         if mean_of_means:
-            parts = [chosen[i : i + case.micro_batch] for i in range(0, len(chosen), case.micro_batch)]
+            parts = [
+                chosen[i : i + case.micro_batch] for i in range(0, len(chosen), case.micro_batch)
+            ]
             means = [total / count for total, count in
                      (loss_of(model, torch.utils.data.default_collate(part)) for part in parts)]  # fmt: skip
             loss, count = sum(means) / len(means), 0
@@ -181,7 +199,9 @@ def plainly(case: Case, *, mean_of_means: bool = False) -> dict[str, Any]:
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), case.clip or float("inf"))
         found.setdefault("gradient", flat(parameter.grad for parameter in model.parameters()))
         optimizer.step()
-        found["steps"].append((len(found["steps"]) + 1, stop, float(loss.detach()), count, float(norm)))
+        found["steps"].append(
+            (len(found["steps"]) + 1, stop, float(loss.detach()), count, float(norm))
+        )
     found["weights"] = flat(model.parameters())
     return found
 

@@ -212,8 +212,8 @@ class Exchange:
             for node, part in zip(nodes, theirs, strict=True)
         ]
         mine = self.gradient[piece.start : piece.stop]
-        for start in range(0, piece.length, BlockSum.CHUNK):
-            chunk = slice(start, min(start + BlockSum.CHUNK, piece.length))
+        for start in range(0, piece.length, self._sum.chunk):
+            chunk = slice(start, min(start + self._sum.chunk, piece.length))
             out = mine[chunk]
             self._sum.into(out, self._leaves, [(node, part[chunk]) for node, part in labelled])
             out.div_(count)

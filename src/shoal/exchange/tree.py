@@ -123,14 +123,15 @@ class BlockSum:
     """
 
     CHUNK = 65536
-    """Elements a chunk: the best of 8,192 to 131,072 in `docs/log.md`."""
+    """Elements a chunk on a processor: the best of 8,192 to 131,072 in `docs/log.md`."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.chunk = self.CHUNK if device.type == "cpu" else 64 * self.CHUNK  # fewer launches
         self._scratch: list[Tensor] = []
         self._dtype, self._device = dtype, device
 
     def into(self, out: Tensor, leaves: int, parts: Sequence[tuple[Span, Tensor]]) -> None:
-        """Write the root's sum to `out` (at most CHUNK elements), which may be one of the parts."""
+        """Write the root's sum to `out` (at most `chunk` elements), which may be one of the parts."""
         values = dict(parts)
         root = Span(0, leaves)
         if root in values:
@@ -153,5 +154,5 @@ class BlockSum:
 
     def _borrow(self, number: int, elements: int) -> Tensor:
         while len(self._scratch) <= number:
-            self._scratch.append(torch.empty(self.CHUNK, dtype=self._dtype, device=self._device))
+            self._scratch.append(torch.empty(self.chunk, dtype=self._dtype, device=self._device))
         return self._scratch[number][:elements]

@@ -156,6 +156,7 @@ def decoder_activations(
 def program_bytes() -> int:
     """Resident bytes of a process that has loaded what a worker loads, and holds no model.
 
+    Call it before data is prepared or a model is made: what they leave behind would count.
     It takes one step of a model of a few kilobytes here and now: torch brings in its
     compiler with the first optimizer and its kernels with the first use.
     """

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from shoal.data.text import open_text
-from shoal.data.tokenizer import load_tokenizer
 from shoal.tasks.language_model import LanguageModel
 from shoal.train.config import RunConfig
 
@@ -18,6 +17,9 @@ def build(config: RunConfig, say: Callable[[str], None] = lambda _: None) -> Lan
 
     A Hugging Face model brings its own tokenizer, unless `data.tokenizer` names another one.
     """
-    own = config.model.path if config.data.tokenizer is None else None
-    tokenizer = load_tokenizer(own) if own else None
+    tokenizer = None
+    if config.model.path is not None and config.data.tokenizer is None:
+        from shoal.models.hugging_face import own_tokenizer  # importing transformers takes a second
+
+        tokenizer = own_tokenizer(config.model.path)
     return LanguageModel(config.model, open_text(config.data, tokenizer=tokenizer, say=say))

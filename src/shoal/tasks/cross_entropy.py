@@ -1,4 +1,4 @@
-"""The sum of cross-entropies, with half the memory traffic of torch's own."""
+"""The sum of cross-entropies, with less memory and less traffic than torch's own."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ def cross_entropy_sum(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
 
     Values and gradients are those of `F.cross_entropy(..., reduction="sum")`. Its backward
     pass fills a tensor of V zeros a target, writes one number into each row, and reads it all
-    again; this one writes the gradient, softmax minus one-hot, directly. A training step at
-    one to four million parameters becomes 3 to 8 % faster.
+    again; this one writes the gradient, softmax minus one-hot, directly. Measured on one core
+    with V = 4096: a training step takes 7 % less time at one million parameters, 2 % at four.
 
     Args:
         logits_NV: [N, V]; 16-bit types are widened to fp32, because a sum over thousands of
