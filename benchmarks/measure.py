@@ -9,6 +9,7 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 
 def write(name: str, args: argparse.Namespace, results: Mapping[str, Any]) -> None:
-    """Write `results/NAME.json`, with the machine and the versions. A quick look goes elsewhere."""
-    path = args.out or RESULTS / (f"{name}.quick.json" if args.quick else f"{name}.json")
+    """Write `results/NAME.json`, with the machine and the versions; a quick look goes elsewhere."""
+    folder = Path(tempfile.gettempdir()) / "shoal-benchmarks" if args.quick else RESULTS
+    path = args.out or folder / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"benchmark": name, "quick": args.quick, **_where(), **results}
     path.write_text(json.dumps(content, indent=1) + "\n")

@@ -108,7 +108,7 @@ def test_the_command_gets_its_options_and_gives_the_status(command):
     assert main.run(["eval", "--number", "7"]) == 7
 
 
-@pytest.mark.parametrize("arguments", [["--number", "x"], ["--num", "7"], ["extra"]])
+@pytest.mark.parametrize("arguments", [["--number", "x"], ["--num", "7"], ["extra"], [""]])
 def test_wrong_usage_exits_2(command, arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
         main.run(["eval", *arguments])

@@ -7,7 +7,7 @@ import shoal
 
 FLOORS = [
     "cli", "recipes", "plan", "train", "checkpoint", "strategy", "exchange", "codec", "wire",
-    "world", "tasks", "models", "data", "config", "naming", "errors",
+    "world", "tasks", "models", "data", "config", "errors",
 ]  # fmt: skip
 ROOT = Path(shoal.__file__).parent
 

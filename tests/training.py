@@ -16,6 +16,12 @@ from shoal.data.order import Order
 from shoal.exchange import layout
 
 IGNORE = -100
+# The slope of a root at 0 is infinite, and its value is 0: only the gradient is bad.
+POISONS: dict[str, Any] = {
+    "inf": lambda weight: (weight - weight.detach()).sqrt(),
+    "nan": lambda weight: (weight - weight).sqrt(),
+    "loss": lambda weight: weight * float("nan"),
+}
 FEATURES, CLASSES, LONGEST, TOKENS = 13, 5, 64, 11
 
 
@@ -36,8 +42,8 @@ class Case:
     seed: int = 0
     bucket: int = layout.BUCKET
     """Elements a bucket."""
-    poison: tuple[int, int, float] | None = None
-    """(worker, step, value): this worker's gradient has that value in this step."""
+    poison: tuple[int, int, str] | None = None
+    """(worker, step, what): `nan` or `inf` in this worker's gradient, or in its `loss`."""
 
 
 def build(case: Case) -> nn.Module:
@@ -125,7 +131,7 @@ def train(case: Case) -> dict[str, Any]:
                                     micro_batch=case.micro_batch, epochs=case.epochs):  # fmt: skip
             total, count = loss_of(model, batch)
             if case.poison and case.poison[:2] == (worker.rank, worker.steps + 1):
-                total = total + case.poison[2] * model[0].weight.flatten()[0]
+                total = total + POISONS[case.poison[2]](model[0].weight.flatten()[0])
             worker.backward(total, count)
             step = worker.step()
             if step is None:

@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = self.parse_known_args(arguments)
         if unknown:
             word = next((word for word in unknown if word.startswith("-")), unknown[0])
-            near = suggestion(word.partition("=")[0], self._options()) if word[0] == "-" else ""
+            near = suggestion(word.partition("=")[0], self._options()) if word[:1] == "-" else ""
             self.error(f"unknown argument {word!r}{near}")
         return parsed
 

@@ -87,7 +87,7 @@ def configure(args: argparse.Namespace) -> RunConfig:
 
 def run(args: argparse.Namespace) -> int:
     """Train, here or in workers that this process starts."""
-    from shoal.world.join import seat_size
+    from shoal.world.seat import seat_size
 
     config = configure(args)
     size = seat_size(os.environ)
@@ -100,10 +100,12 @@ def run(args: argparse.Namespace) -> int:
         config = _with_workers(config, size)
     if args.dry_run:
         from shoal.plan.describe import describe
+        from shoal.plan.memory import program_bytes
         from shoal.recipes.catalogue import recipe
 
+        program = program_bytes()  # before the corpus passes through this process
         task = recipe(config.recipe)(config, lambda text: print(text, file=sys.stderr))
-        print(describe(config, task).text())
+        print(describe(config, task, program=program).text())
         return 0
     if size is None and config.workers > 1:
         from shoal.world.launch import launch

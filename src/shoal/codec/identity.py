@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # a strategy can be named and refused without torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ class BlockSum:
         self._dtype, self._device = dtype, device
 
     def into(self, out: Tensor, leaves: int, parts: Sequence[tuple[Span, Tensor]]) -> None:
-        """Write the root's sum to `out` (at most `chunk` elements), which may be one of the parts."""
+        """Write the root's sum to `out` (up to `chunk` elements), which may be one of the parts."""
         values = dict(parts)
         root = Span(0, leaves)
         if root in values:

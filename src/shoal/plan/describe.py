@@ -8,7 +8,7 @@ from shoal.config import to_toml
 from shoal.exchange.layout import Layout, lay_out
 from shoal.exchange.tree import cover, share
 from shoal.models.size import skeleton
-from shoal.plan.memory import decoder_activations, expected_memory, program_bytes
+from shoal.plan.memory import decoder_activations, expected_memory
 from shoal.strategy.compat import require_legal
 from shoal.strategy.presets import named
 from shoal.tasks.language_model import LanguageModel
@@ -62,8 +62,11 @@ class Description:
         return [f"# memory        {total / 1e6:,.0f} MB at the peak of a worker ({parts})"]
 
 
-def describe(config: RunConfig, task: LanguageModel) -> Description:
-    """Work a run out without training it. Raises ShoalError where it could not start."""
+def describe(config: RunConfig, task: LanguageModel, *, program: int) -> Description:
+    """Work a run out without training it; `program` is what `program_bytes` measured.
+
+    Raises ShoalError where it could not start.
+    """
     strategy = named(config.strategy)
     require_legal(strategy)
     vocab_size = task.tokenizer.vocab_size
@@ -87,7 +90,7 @@ def describe(config: RunConfig, task: LanguageModel) -> Description:
         last_step=(end - 1) % config.batch.global_batch + 1,
         leaves_by_worker=[span.stop - span.start for span in spans],
         bytes_a_step=max(_sent(layout, config, rank) for rank in range(config.workers)),
-        memory=_memory(config, layout, vocab_size, parameters, strategy.update),
+        memory=_memory(config, layout, vocab_size, parameters, strategy.update, program),
     )
 
 
@@ -102,7 +105,7 @@ def _sent(layout: Layout, config: RunConfig, rank: int) -> int:
 
 
 def _memory(
-    config: RunConfig, layout: Layout, vocab_size: int, parameters: int, update: str
+    config: RunConfig, layout: Layout, vocab_size: int, parameters: int, update: str, program: int
 ) -> dict[str, int] | None:
     if config.model.path is not None:
         return None
@@ -112,7 +115,7 @@ def _memory(
         workers=config.workers,
         update="owner" if update == "owner" else "everyone",
         optimizer=config.optimizer,
-        shared_memory=config.wire != "collective",
+        shared_memory=config.wire != "collective" and config.device != "cuda",
         activations=decoder_activations(
             config.model.dimensions,
             vocab_size=vocab_size,
@@ -121,5 +124,5 @@ def _memory(
             precision=config.precision,
             parameters=parameters,
         ),
-        program=program_bytes(),
+        program=program,
     )

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from shoal.config import suggestion
 from shoal.errors import ShoalError
-from shoal.naming import suggest
 
 RECIPES = {"lm": "a language model on text (`data.source`), from scratch or from --model"}
 
@@ -15,6 +15,9 @@ RECIPES = {"lm": "a language model on text (`data.source`), from scratch or from
 def recipe(name: str) -> Callable[..., Any]:
     """The `build` function of a recipe. Raises ShoalError with a suggestion."""
     if name not in RECIPES:
-        raise ShoalError(f"recipe {name!r} is unknown{suggest(name, RECIPES)}")
+        raise ShoalError(
+            f"recipe is {name!r}, but must be one of {', '.join(RECIPES)}"
+            f"{suggestion(name, list(RECIPES))}"
+        )
     build: Callable[..., Any] = import_module(f"shoal.recipes.{name}").build
     return build

@@ -19,7 +19,7 @@ def build(config: RunConfig, say: Callable[[str], None] = lambda _: None) -> Lan
     """
     tokenizer = None
     if config.model.path is not None and config.data.tokenizer is None:
-        from shoal.models.hugging_face import own_tokenizer  # importing transformers takes a second
+        from shoal.models.hugging_face import own_tokenizer  # imports transformers
 
         tokenizer = own_tokenizer(config.model.path)
     return LanguageModel(config.model, open_text(config.data, tokenizer=tokenizer, say=say))

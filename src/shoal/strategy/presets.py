@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from shoal.config import suggestion
 from shoal.errors import ShoalError
-from shoal.naming import suggest
 from shoal.strategy.parts import (
     BoundedStaleness,
     Delta,
@@ -82,5 +82,8 @@ PRESETS: dict[str, Callable[[], Strategy]] = {
 def named(name: str) -> Strategy:
     """The preset of that name. Raises ShoalError with a suggestion."""
     if name not in PRESETS:
-        raise ShoalError(f"strategy {name!r} is unknown{suggest(name, PRESETS)}")
+        raise ShoalError(
+            f"strategy is {name!r}, but must be one of {', '.join(PRESETS)}"
+            f"{suggestion(name, list(PRESETS))}"
+        )
     return PRESETS[name]()

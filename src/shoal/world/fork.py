@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from shoal.errors import ShoalError
-from shoal.world.join import RENDEZVOUS
+from shoal.world.seat import RENDEZVOUS
 
 
 def fork_workers(size: int, function: Callable[[], Any], *, timeout: float = 600) -> list[Any]:

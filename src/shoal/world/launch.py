@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from shoal.errors import ShoalError
-from shoal.world.join import RENDEZVOUS
+from shoal.world.seat import RENDEZVOUS
 
 LAUNCHED = "SHOAL_LAUNCHED"
 """Environment variable: set in workers that `launch` started, which report faults themselves."""
