@@ -70,10 +70,12 @@ class Case:
 
 
 CASES = [
-    Case(depth=2, global_batch=32, micro_batch=4, block=2, rounds=20),
-    Case(depth=2, global_batch=8, micro_batch=4, block=6, rounds=20),
-    Case(depth=6, global_batch=16, micro_batch=4, block=1, rounds=12),
-    Case(depth=10, global_batch=8, micro_batch=2, block=1, rounds=10),
+    Case(depth=2, global_batch=8, micro_batch=4, block=3, rounds=24),
+    Case(depth=2, global_batch=32, micro_batch=4, block=1, rounds=24),
+    Case(depth=6, global_batch=8, micro_batch=4, block=1, rounds=20),
+    Case(depth=6, global_batch=8, micro_batch=2, block=1, rounds=20),
+    Case(depth=10, global_batch=4, micro_batch=2, block=1, rounds=12),
+    Case(depth=10, global_batch=4, micro_batch=1, block=1, rounds=12),
 ]
 QUICK = [
     Case(depth=2, global_batch=8, micro_batch=4, block=4, rounds=8),

@@ -57,7 +57,7 @@ class Fault:
 
     what: str
     """`kill`, `interrupt` or `stop` before the end of the step; `kill before commit`, `kill after
-    commit` of its save; `full disk` from the start."""
+    commit` of its save; `full disk` from the first step on."""
     step: int = 0
     worker: int | None = None
 
@@ -94,6 +94,11 @@ def seats(
     for log in logs:
         log.unlink(missing_ok=True)
     return [Ended(status, text) for (status, _), text in zip(outcomes, texts, strict=True)]
+
+
+def said(ended: Sequence[Ended]) -> str:
+    """What the workers printed, all of them: a fault is told once, by whichever comes first."""
+    return "".join(worker.text for worker in ended)
 
 
 def launched(*words: str, at: Path) -> subprocess.Popen[str]:
@@ -156,15 +161,14 @@ def _break(fault: Fault) -> None:
     def hit(number: int) -> None:
         os.kill(os.getpid(), number)
 
-    if fault.what == "full disk":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-        return
     step, commit = Worker.step, Checkpoints.commit
 
     def breaking_step(worker: Worker) -> Any:
         numbers = {"kill": signal.SIGKILL, "interrupt": signal.SIGINT, "stop": signal.SIGSTOP}
         if worker.steps == fault.step - 1 and fault.what in numbers and worker._leaf.closes_step:
             hit(numbers[fault.what])
+        if fault.what == "full disk" and worker._leaf.closes_step:  # after shared memory was had
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
         return step(worker)
 
     def breaking_commit(checkpoints: Checkpoints, partial: Any, at: int, *rest: Any) -> Any:
