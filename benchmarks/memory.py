@@ -117,7 +117,9 @@ def _watch(command: list[str], folder: str) -> list[int]:
 
 def _children(process: int) -> list[int]:
     try:
-        return [int(n) for n in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+        return [
+            int(n) for n in Path(f"/proc/{process}/task/{process}/children").read_text().split()
+        ]
     except OSError:
         return []
 

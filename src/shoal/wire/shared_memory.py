@@ -36,7 +36,8 @@ _COUNTERS = ("scatter", "publish", "gather")
 _ROW = 1 << 22  # bytes a gathered row may have; memory that is never touched costs nothing
 _CONTROL = 4096 + 2 * _ROW
 _YIELDS = 2000  # some hundred microseconds of giving the core away before the first sleep
-_NAP = 50e-6  # seconds between looks at the counters
+_NAP, _LONGEST_NAP = 50e-6, 2e-3  # seconds between looks at the counters, growing by a tenth:
+# where there are more workers than cores, those that wait must leave them to those that do not
 _LOOK = 0.1  # seconds between looks at whether the peers are alive
 
 
@@ -141,13 +142,14 @@ class SharedMemoryWire:
             return _order()
         with self._ledger.spend("waiting"):
             started = looked = time.monotonic()
-            tries = 0
+            tries, nap = 0, _NAP
             while not self.arrived(line, number):
                 tries += 1
                 if tries < _YIELDS:
                     os.sched_yield()
                     continue
-                time.sleep(_NAP)
+                time.sleep(nap)
+                nap = min(1.1 * nap, _LONGEST_NAP)
                 now = time.monotonic()
                 if now - looked > _LOOK:
                     looked = now

@@ -16,7 +16,7 @@ from shoal.errors import ShoalError
 from shoal.world.seat import RENDEZVOUS
 
 LAUNCHED = "SHOAL_LAUNCHED"
-"""Environment variable: set in workers that `launch` started, which report faults themselves."""
+"""Environment variable: the process id of the `launch` that started this worker."""
 
 PEER_LOST = 75
 """Exit status of a worker that stopped because another one did, and has said so already."""
@@ -51,12 +51,19 @@ def launch(command: Sequence[str], workers: int, *, threads: int) -> int:
 
 
 def end_with_parent() -> None:
-    """Have this worker asked to stop (SIGTERM) when the process that started it dies."""
-    if LAUNCHED in os.environ and sys.platform == "linux":
+    """Have this worker asked to stop (SIGTERM) when the process that started it dies.
+
+    Raises ShoalError when it has died already.
+    """
+    if LAUNCHED not in os.environ:
+        return
+    if sys.platform == "linux":
         import ctypes
 
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    if os.getppid() != int(os.environ[LAUNCHED]):  # it died before the signal was arranged
+        raise ShoalError("the program that started this worker has ended")
 
 
 def _environment(
@@ -68,7 +75,7 @@ def _environment(
         "WORLD_SIZE": str(workers),
         "LOCAL_RANK": str(rank),
         RENDEZVOUS: str(Path(folder) / "rendezvous"),
-        LAUNCHED: "1",
+        LAUNCHED: str(os.getpid()),
         "OMP_NUM_THREADS": str(threads),
         "GLOO_SOCKET_IFNAME": base.get("GLOO_SOCKET_IFNAME", "lo"),  # closed by default
     }

@@ -62,7 +62,7 @@ class World:
         prefix = f"{self._exchanges}/{label}"
         self.store.set(f"{prefix}/{self.rank}", json.dumps(value))
         deadline = time.monotonic() + patience
-        values = []
+        values, nap = [], 0.002
         for worker in range(self.size):
             key = f"{prefix}/{worker}"
             while not self.store.check([key]):
@@ -73,7 +73,8 @@ class World:
                         f"worker {worker} did not arrive within {patience:.0f} s at "
                         f"{label!r}; {self.size} workers were expected"
                     )
-                time.sleep(0.005)
+                time.sleep(nap)
+                nap = min(1.2 * nap, 0.05)
             values.append(json.loads(self.store.get(key)))
         return values
 
