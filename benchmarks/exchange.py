@@ -17,10 +17,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from measure import arguments, median_ratio, slowest, spread, table, write
-
 import torch
 import torch.distributed as dist
+from measure import arguments, median_ratio, slowest, spread, table, write
 from torch import Tensor, nn
 
 from shoal.exchange.exchange import Exchange

@@ -16,9 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from measure import arguments, table, write
-
 import torch
+from measure import arguments, table, write
 
 from shoal.models.config import ModelConfig
 from shoal.models.decoder import Decoder

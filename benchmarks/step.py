@@ -26,11 +26,10 @@ from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from measure import arguments, median_ratio, slowest, spread, table, write
-
 import numpy as np
 import torch
 import torch.distributed as dist
+from measure import arguments, median_ratio, slowest, spread, table, write
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 

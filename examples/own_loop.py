@@ -20,7 +20,9 @@ def main() -> None:
     torch.manual_seed(0)
     x = torch.linspace(-3, 3, 1000).unsqueeze(1)
     samples = list(zip(x, torch.sin(2 * x) + torch.sin(5 * x), strict=True))
-    model = nn.Sequential(nn.Linear(1, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1))
+    model = nn.Sequential(
+        nn.Linear(1, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1)
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 
     with shoal.join(model, optimizer, strategy=shoal.zero1(), clip=1.0) as worker:

@@ -1,4 +1,4 @@
-"""Run `shoal` commands in real worker processes, on a tiny corpus, and break them at chosen places."""
+"""Run `shoal` commands in real worker processes on a tiny corpus, and break them where wanted."""
 
 from __future__ import annotations
 
@@ -144,8 +144,8 @@ def _command(at: str, arguments: Any, fault: Fault | None) -> int:
     log = os.open(f"log-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)
-    sys.stderr = open(2, "w", buffering=1, closefd=False)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     if fault is not None and fault.worker in (None, rank):
         _break(fault)
     from shoal.cli.main import run

@@ -13,7 +13,14 @@ from typing import Any
 _CONTEXT = multiprocessing.get_context("forkserver")
 # Whatever a worker would import; torch.optim imports torch._dynamo, which takes seconds.
 _CONTEXT.set_forkserver_preload(
-    ["torch._dynamo", "shoal.train.start", "shoal.cli.train", "shoal.recipes.lm", "processes", "training"]
+    [
+        "torch._dynamo",
+        "shoal.train.start",
+        "shoal.cli.train",
+        "shoal.recipes.lm",
+        "processes",
+        "training",
+    ]
 )
 
 

@@ -1,5 +1,7 @@
 """Where parameters lie, and who owns what of them."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -39,7 +41,7 @@ def test_every_view_is_aligned_to_64_bytes_and_has_its_parameters_shape(shapes, 
 def test_views_do_not_overlap_and_the_first_to_get_a_gradient_lies_first(shapes):
     places = laid_out(shapes, 2).places
     assert [place.name for place in places] == [f"p{i}" for i in reversed(range(len(shapes)))]
-    for before, after in zip(places, places[1:], strict=False):
+    for before, after in itertools.pairwise(places):
         assert before.range.stop <= after.range.start
 
 

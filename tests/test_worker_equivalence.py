@@ -47,8 +47,18 @@ def test_every_optimizer_steps_as_it_does_alone(optimizer):
 
 @pytest.mark.parametrize(
     "optimizer",
-    ["sgd", "momentum", "nesterov", "foreach", "plain"]
-    + ["adamax", "adagrad", "rmsprop", "nadam", "radam"],
+    [
+        "sgd",
+        "momentum",
+        "nesterov",
+        "foreach",
+        "plain",
+        "adamax",
+        "adagrad",
+        "rmsprop",
+        "nadam",
+        "radam",
+    ],
 )
 def test_an_owner_steps_its_slices_of_any_elementwise_optimizer_to_the_same_bits(optimizer):
     case = Case(optimizer=optimizer, bucket=1024)

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from processes import run
 from training import Case, plainly, sha, train, trained
 
 import shoal
-from processes import run
 
 DROPOUT = Case(net="dropout", optimizer="momentum", steps=4)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -66,8 +67,9 @@ def build(case: Case) -> nn.Module:
             nn.ReLU(),
             nn.Linear(1011, CLASSES),
         )
-    return nn.Sequential(nn.Linear(FEATURES, 37), nn.Tanh(), nn.Linear(37, 101, bias=False), nn.Tanh(),
-                         nn.Linear(101, 1), nn.Tanh(), nn.Linear(1, CLASSES))  # fmt: skip
+    sizes = (FEATURES, 37, 101, 1, CLASSES)
+    layers = [nn.Linear(a, b, bias=b != 101) for a, b in itertools.pairwise(sizes)]
+    return nn.Sequential(*(part for layer in layers for part in (layer, nn.Tanh())))
 
 
 def build_optimizer(case: Case, model: nn.Module) -> torch.optim.Optimizer:
@@ -92,8 +94,14 @@ def build_optimizer(case: Case, model: nn.Module) -> torch.optim.Optimizer:
 def data(case: Case) -> list[Any]:
     generator = torch.Generator().manual_seed(3)
     if case.net != "tokens":
-        return [(torch.randn(FEATURES, generator=generator), torch.randint(0, CLASSES, (), generator=generator))
-                for _ in range(case.samples)]  # fmt: skip
+        inputs = torch.randn(case.samples, FEATURES, generator=generator)
+        return list(
+            zip(
+                inputs,
+                torch.randint(0, CLASSES, (case.samples,), generator=generator),
+                strict=False,
+            )
+        )
     samples = []
     for number in range(case.samples):
         inputs = torch.randint(0, TOKENS, (LONGEST,), generator=generator)
@@ -148,8 +156,8 @@ def train(case: Case) -> dict[str, Any]:
         found["hashes"].append(worker.weights_hash())
     found["sha"] = worker.weights_hash()
     found["weights"] = flat(model.parameters())
-    found["state"] = sum(value.nbytes for state in optimizer.state.values() for value in state.values()
-                         if isinstance(value, torch.Tensor) and value.dim())  # fmt: skip
+    kept = [value for state in optimizer.state.values() for value in state.values()]
+    found["state"] = sum(t.nbytes for t in kept if isinstance(t, torch.Tensor) and t.dim())
     worker.close()
     return found
 
@@ -195,8 +203,8 @@ def plainly(case: Case, *, mean_of_means: bool = False) -> dict[str, Any]:
             parts = [
                 chosen[i : i + case.micro_batch] for i in range(0, len(chosen), case.micro_batch)
             ]
-            means = [total / count for total, count in
-                     (loss_of(model, torch.utils.data.default_collate(part)) for part in parts)]  # fmt: skip
+            sums = [loss_of(model, torch.utils.data.default_collate(part)) for part in parts]
+            means = [total / count for total, count in sums]
             loss, count = sum(means) / len(means), 0
         else:
             total, count = loss_of(model, torch.utils.data.default_collate(chosen))
