@@ -50,13 +50,41 @@ def main() -> None:
             ratios = {name: median_ratio(times["gloo"], times[name]) for name in times}
             low, high = spread(times["gloo"], times["shared memory"])
             milliseconds = [1e3 * sorted(t)[len(t) // 2] for t in times.values()]
-            rows.append([f"{workers} workers, {size} MB", *milliseconds, ratios["sum"],
-                         ratios["shared memory"], f"{low:.1f}-{high:.1f}", ratios["collective"],
-                         GOALS[size]])  # fmt: skip
-            results.append({"workers": workers, "megabytes": size, "seconds": times,
-                            "ratios": ratios, "goal": GOALS[size]})  # fmt: skip
-    table(["", "gloo ms", "sum ms", "shm ms", "coll ms", "sum x", "shm x", "half of shm",
-           "coll x", "goal x"], rows)  # fmt: skip
+            rows.append(
+                [
+                    f"{workers} workers, {size} MB",
+                    *milliseconds,
+                    ratios["sum"],
+                    ratios["shared memory"],
+                    f"{low:.1f}-{high:.1f}",
+                    ratios["collective"],
+                    GOALS[size],
+                ]
+            )
+            results.append(
+                {
+                    "workers": workers,
+                    "megabytes": size,
+                    "seconds": times,
+                    "ratios": ratios,
+                    "goal": GOALS[size],
+                }
+            )
+    table(
+        [
+            "",
+            "gloo ms",
+            "sum ms",
+            "shm ms",
+            "coll ms",
+            "sum x",
+            "shm x",
+            "half of shm",
+            "coll x",
+            "goal x",
+        ],
+        rows,
+    )
     write("exchange", args, {"cases": results})
 
 
@@ -127,8 +155,11 @@ def _sum(wire: Wire, layout: Layout, buffer: Tensor) -> None:
         mine = buffer[piece.start : piece.stop]
         for start in range(0, piece.length, BlockSum.CHUNK):
             chunk = slice(start, min(start + BlockSum.CHUNK, piece.length))
-            finish.into(mine[chunk], wire.size,
-                        [(node, part[chunk]) for node, part in zip(nodes, parts, strict=True)])  # fmt: skip
+            finish.into(
+                mine[chunk],
+                wire.size,
+                [(node, part[chunk]) for node, part in zip(nodes, parts, strict=True)],
+            )
         published.append(wire.publish(buffer, pieces, "gradient"))
     for future in published:
         future.wait()

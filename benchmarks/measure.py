@@ -1,4 +1,4 @@
-"""What the benchmarks share: paired samples, a table, and a JSON file that says where they come from."""
+"""What the benchmarks share: paired samples, a table, and a JSON file that says where they ran."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: workers are forks, without threads
-os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # read when a process group starts
 
 RESULTS = Path(__file__).parent / "results"
 

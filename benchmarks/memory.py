@@ -43,14 +43,34 @@ def main() -> None:
     args = arguments(__doc__)
     torch.set_num_threads(1)
     sharded = [_optimizer_state(workers) for workers in (2, 3, 4)]
-    table(["optimizer state", "ddp MB", "zero1 MB, worst", "ratio x p", "goal"],
-          [[f"{row['workers']} workers", row["ddp"] / 1e6, max(row["zero1"]) / 1e6,
-            f"{row['ratio'] * row['workers']:.4f}", "0.98-1.02"] for row in sharded])  # fmt: skip
+    table(
+        ["optimizer state", "ddp MB", "zero1 MB, worst", "ratio x p", "goal"],
+        [
+            [
+                f"{row['workers']} workers",
+                row["ddp"] / 1e6,
+                max(row["zero1"]) / 1e6,
+                f"{row['ratio'] * row['workers']:.4f}",
+                "0.98-1.02",
+            ]
+            for row in sharded
+        ],
+    )
     print()
     peaks = [_peak(*run) for run in (QUICK if args.quick else RUNS)]
-    table(["2 workers of shoal train", "promised MB", "peak MB", "peak / promised", "goal"],
-          [[f"{row['model']}, {row['strategy']}, {row['wire']}", row["promised"] / 1e6,
-            max(row["peak"]) / 1e6, f"{row['ratio']:.3f}", "0.9-1.1"] for row in peaks])  # fmt: skip
+    table(
+        ["2 workers of shoal train", "promised MB", "peak MB", "peak / promised", "goal"],
+        [
+            [
+                f"{row['model']}, {row['strategy']}, {row['wire']}",
+                row["promised"] / 1e6,
+                max(row["peak"]) / 1e6,
+                f"{row['ratio']:.3f}",
+                "0.9-1.1",
+            ]
+            for row in peaks
+        ],
+    )
     write("memory", args, {"optimizer_state": sharded, "peak": peaks})
 
 
@@ -84,8 +104,22 @@ def _state_bytes(strategy: str) -> int:
 
 def _peak(name: str, strategy: str, wire: str) -> dict[str, Any]:
     """The promise and the high-water mark of one run."""
-    command = [sys.executable, "-m", "shoal", "train", "--workers", "2", "--steps", str(STEPS),
-               "--strategy", strategy, "--wire", wire, "--set", f"model.depth={DEPTHS[name]}"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "shoal",
+        "train",
+        "--workers",
+        "2",
+        "--steps",
+        str(STEPS),
+        "--strategy",
+        strategy,
+        "--wire",
+        wire,
+        "--set",
+        f"model.depth={DEPTHS[name]}",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         told = subprocess.run(
             [*command, "--dry-run"], cwd=folder, capture_output=True, text=True, check=True
@@ -94,8 +128,15 @@ def _peak(name: str, strategy: str, wire: str) -> dict[str, Any]:
         assert match is not None, told
         promised = int(match[1].replace(",", "")) * 10**6
         peaks = _watch(command, folder)
-    return {"model": name, "strategy": strategy, "wire": wire, "promised": promised,
-            "peak": peaks, "ratio": max(peaks) / promised, "told": told.splitlines()[-1]}  # fmt: skip
+    return {
+        "model": name,
+        "strategy": strategy,
+        "wire": wire,
+        "promised": promised,
+        "peak": peaks,
+        "ratio": max(peaks) / promised,
+        "told": told.splitlines()[-1],
+    }
 
 
 def _watch(command: list[str], folder: str) -> list[int]:

@@ -32,8 +32,17 @@ def main() -> None:
         rows.append([f"{name}, all steps", f"{100 * run['share']:.3f} %", "< 1 %"])
         rows.append([f"{name}, median step", f"{100 * run['median_share']:.3f} %", "< 1 %"])
     table(["", "measured", "goal"], rows)
-    write("startup", args, {"help_seconds": helps, "help_median": statistics.median(helps),
-                            "help_goal": HELP_GOAL, "data": runs, "data_goal": DATA_GOAL})  # fmt: skip
+    write(
+        "startup",
+        args,
+        {
+            "help_seconds": helps,
+            "help_median": statistics.median(helps),
+            "help_goal": HELP_GOAL,
+            "data": runs,
+            "data_goal": DATA_GOAL,
+        },
+    )
 
 
 def _help() -> float:
@@ -45,8 +54,17 @@ def _help() -> float:
 
 def _data(workers: int, steps: int) -> dict[str, Any]:
     """The first worker's seconds of data, over those of the whole step."""
-    command = [sys.executable, "-m", "shoal", "train", "--workers", str(workers),
-               "--steps", str(steps), "--json"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "shoal",
+        "train",
+        "--workers",
+        str(workers),
+        "--steps",
+        str(steps),
+        "--json",
+    ]
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(command, cwd=folder, check=True, capture_output=True)
         (records,) = Path(folder).glob("runs/*/records.jsonl")

@@ -74,10 +74,10 @@ class Case:
 CASES = [
     Case(depth=2, global_batch=8, micro_batch=4, block=3, rounds=24),
     Case(depth=2, global_batch=32, micro_batch=4, block=1, rounds=24),
-    Case(depth=6, global_batch=8, micro_batch=4, block=1, rounds=20),
-    Case(depth=6, global_batch=8, micro_batch=2, block=1, rounds=20),
-    Case(depth=10, global_batch=4, micro_batch=2, block=1, rounds=12),
-    Case(depth=10, global_batch=4, micro_batch=1, block=1, rounds=12),
+    Case(depth=6, global_batch=8, micro_batch=4, block=1, rounds=16),
+    Case(depth=6, global_batch=8, micro_batch=2, block=1, rounds=16),
+    Case(depth=10, global_batch=4, micro_batch=2, block=1, rounds=8),
+    Case(depth=10, global_batch=4, micro_batch=1, block=1, rounds=8),
 ]
 QUICK = [
     Case(depth=2, global_batch=8, micro_batch=4, block=4, rounds=8),
@@ -102,10 +102,31 @@ def main() -> None:
             low, high = spread(times["ddp"], times[name])
             row += [f"{ratio:.3f}", f"{low:.2f}-{high:.2f}", f"{fastest[name]:.3f}"]
         rows.append(row)
-        results.append({**asdict(case), "parameters": parameters, "seconds_per_block": times,
-                        "ratios": ratios, "ratios_of_fastest": fastest, "goals": GOALS})  # fmt: skip
-    table(["tokens/s", "ddp", "shm", "coll", "shm / ddp", "half of them", "fastest",
-           "coll / ddp", "half of them", "fastest"], rows)  # fmt: skip
+        results.append(
+            {
+                **asdict(case),
+                "parameters": parameters,
+                "seconds_per_block": times,
+                "ratios": ratios,
+                "ratios_of_fastest": fastest,
+                "goals": GOALS,
+            }
+        )
+    table(
+        [
+            "tokens/s",
+            "ddp",
+            "shm",
+            "coll",
+            "shm / ddp",
+            "half of them",
+            "fastest",
+            "coll / ddp",
+            "half of them",
+            "fastest",
+        ],
+        rows,
+    )
     write("step", args, {"workers": WORKERS, "cases": results})
 
 
@@ -154,8 +175,12 @@ def _shoal(case: Case, task: LanguageModel, wire: str, world: World) -> Callable
     """A function that trains one step, with the three calls of a user's own loop."""
     model, optimizer = _model(task)
     worker = join(model, optimizer, clip=CLIP, wire=wire, world=world)
-    batches = worker.batches(task.samples("train"), global_batch=case.global_batch,
-                             micro_batch=case.micro_batch, steps=10**6)  # fmt: skip
+    batches = worker.batches(
+        task.samples("train"),
+        global_batch=case.global_batch,
+        micro_batch=case.micro_batch,
+        steps=10**6,
+    )
 
     def step() -> None:
         for batch in batches:

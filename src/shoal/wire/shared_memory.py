@@ -35,7 +35,8 @@ _LINE = 64  # bytes of a cache line: counters of different moves do not share on
 _COUNTERS = ("scatter", "publish", "gather")
 _ROW = 1 << 22  # bytes a gathered row may have; memory that is never touched costs nothing
 _CONTROL = 4096 + 2 * _ROW
-_YIELDS = 2000  # some hundred microseconds of giving the core away before the first sleep
+_YIELDS = 2000  # some hundred microseconds of giving the core away before the first sleep;
+_YIELDING = 5e-3  # seconds: on a busy machine every yield lasts as long as another's time slice
 _NAP, _LONGEST_NAP = 50e-6, 2e-3  # seconds between looks at the counters, growing by a tenth:
 # where there are more workers than cores, those that wait must leave them to those that do not
 _LOOK = 0.1  # seconds between looks at whether the peers are alive
@@ -145,7 +146,7 @@ class SharedMemoryWire:
             tries, nap = 0, _NAP
             while not self.arrived(line, number):
                 tries += 1
-                if tries < _YIELDS:
+                if tries < _YIELDS and (tries % 16 or time.monotonic() - started < _YIELDING):
                     os.sched_yield()
                     continue
                 time.sleep(nap)
