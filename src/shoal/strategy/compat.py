@@ -9,7 +9,6 @@ from shoal.errors import ShoalError
 from shoal.strategy.parts import (
     Delta,
     EveryStep,
-    Gradient,
     Servers,
     SharedMemory,
     Strategy,
@@ -63,12 +62,6 @@ RULES = (
         parts="owner Workers and timing BoundedStaleness or FreeRunning",
         reason="workers that own each other's shards must meet at every step",
         instead="timing EveryStep (ddp, zero1)",
-    ),
-    Rule(
-        clash=lambda s: not isinstance(s.payload, Gradient),
-        parts="this payload and the exchange",
-        reason="only gradients can be exchanged",
-        instead="ddp",
     ),
 )
 
