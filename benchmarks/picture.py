@@ -46,7 +46,11 @@ def main() -> None:
         raise SystemExit("the weights differ: no picture of equality")
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
     for number, outcome in enumerate(outcomes):
-        left.plot(outcome.losses, lw=7 - 2 * number, label=f"{WORKERS[number]} worker" + "s" * (number > 0))
+        left.plot(
+            outcome.losses,
+            lw=7 - 2 * number,
+            label=f"{WORKERS[number]} worker" + "s" * (number > 0),
+        )
     left.set(
         title=f"four runs, one curve; weights {outcomes[0].weights[:12]} in each",
         xlabel="step",
