@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -46,6 +48,17 @@ class WorkerFailed(Exception):
         self.rank, self.kind, self.message = rank, kind, message
 
 
+def _runs(process: Any) -> bool:
+    """Whether a process may still answer: it has neither ended nor been stopped by a signal."""
+    if not process.is_alive():
+        return False
+    try:
+        state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return process.is_alive()
+    return state not in "TZX"
+
+
 def run(size: int, function: Callable[..., Any], *arguments: Any, timeout: float = 60) -> list[Any]:
     """function(*arguments) in each of `size` workers; their results by rank."""
     outcomes = attempt(size, function, *arguments, timeout=timeout)
@@ -71,22 +84,17 @@ def attempt(
         for process in processes:
             process.start()
         outcomes: dict[int, tuple[Any, Any]] = {}
-        try:
-            import queue
-            import time
-
-            deadline = time.monotonic() + timeout
-            while len(outcomes) < size and time.monotonic() < deadline:
-                try:
-                    rank, value, error = results.get(timeout=0.2)
-                    outcomes[rank] = (value, error)
-                except queue.Empty:
-                    if not any(process.is_alive() for process in processes) and results.empty():
-                        break
-        finally:
-            for process in processes:
+        deadline = time.monotonic() + timeout
+        while len(outcomes) < size and time.monotonic() < deadline:
+            try:
+                rank, value, error = results.get(timeout=0.1)
+                outcomes[rank] = (value, error)
+            except queue.Empty:
+                if not any(map(_runs, processes)) and results.empty():
+                    break
+        for rank, process in enumerate(processes):
+            if rank in outcomes:
                 process.join(5)
-                if process.is_alive():
-                    process.kill()
-                    process.join()
+            process.kill()
+            process.join()
         return [outcomes.get(rank, (None, None)) for rank in range(size)]

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from commands import Fault, launched, losses, prepare, said, seats, the_run, weights
 
 
@@ -61,7 +62,7 @@ def test_the_others_stop_within_seconds_with_the_name_of_a_worker_that_was_kille
 
 def test_a_worker_that_stays_silent_is_named_after_the_timeout(ground):
     words = ("train", "tiny.toml", "--set", "timeout=1", "--wire", "shared_memory")
-    ended = seats(2, *words, at=ground, fault=Fault("stop", 3, 1), timeout=15)
+    ended = seats(2, *words, at=ground, fault=Fault("stop", 3, 1))
     assert ended[0].status not in (0, None)
     assert "worker 1 did not answer for 1 s" in said(ended)
 
@@ -129,7 +130,9 @@ def test_the_launcher_names_a_killed_worker_and_leaves_no_process(ground, start)
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_ctrl_c_saves_and_says_how_to_go_on(ground, start, number):
     process = start()
     wait_for_step(ground, 3, process)
@@ -216,6 +219,13 @@ def test_a_global_batch_that_leaves_cannot_divide_is_refused_by_key(ground):
     (ended,) = seats(1, "train", "tiny.toml", *words, at=ground)
     assert ended.status == 1
     assert "batch.global_batch (9) must be a multiple of batch.micro_batch (2)" in ended.text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there_is_refused_once_by_name(ground):
+    ended = seats(2, "train", "tiny.toml", "--set", "device=cuda", at=ground)
+    assert [worker.status for worker in ended] == [1, 1]
+    assert said(ended).count("device is 'cuda', but torch finds no CUDA device here") == 1
 
 
 # --- how workers find each other ---

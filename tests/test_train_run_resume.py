@@ -35,7 +35,7 @@ def resumed(ground, workers, *words, fault=None):
 
 
 @pytest.mark.parametrize("fault", [
-    Fault("kill", 1), Fault("kill", 4), Fault("kill", 5), Fault("kill", 7),
+    Fault("kill", 1), Fault("kill", 5), Fault("kill", 7),
     Fault("kill before commit", 4), Fault("kill after commit", 4),
 ], ids=lambda fault: f"{fault.what} {fault.step}")  # fmt: skip
 def test_killed_anywhere_and_killed_again_it_ends_with_the_same_bits(ground, whole, fault):

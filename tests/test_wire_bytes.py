@@ -28,7 +28,7 @@ def payload(found, direction):
 def test_payload_is_that_of_a_ring_all_reduce(workers, strategy, wire):
     leaves = 12 if workers == 3 else 8  # equal shares that are whole subtrees
     case = Case(
-        net="large", steps=1, micro_batch=1, global_batch=leaves, strategy=strategy, wire=wire
+        net="wide", steps=1, micro_batch=1, global_batch=leaves, strategy=strategy, wire=wire
     )
     everyone = trained(workers, case)
     ring = 2 * (workers - 1) / workers * 4 * everyone[0]["elements"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from shoal.checkpoint import Checkpoints
+from shoal.errors import ShoalError
 from shoal.strategy.worker import Step, Worker
 from shoal.tasks.base import Task
 from shoal.train.config import RunConfig
@@ -135,4 +136,6 @@ def pick_device(name: str, local_rank: int) -> torch.device:
     """`auto` is this worker's own CUDA device where there is one, else the processor."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ShoalError("device is 'cuda', but torch finds no CUDA device here; use auto or cpu")
     return torch.device(f"cuda:{local_rank}") if name == "cuda" else torch.device(name)

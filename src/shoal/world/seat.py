@@ -30,7 +30,7 @@ def find_seat(environment: Mapping[str, str]) -> Seat:
     """
     if "WORLD_SIZE" in environment:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    elif int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
+    elif environment.get("SLURM_NTASKS", "1") != "1" and "SLURM_PROCID" in environment:
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     else:
         return Seat()

@@ -94,9 +94,10 @@ class World:
             raise PeerLost(f"{names} did not answer for {timeout:.0f} s")
 
     def fail(self, reason: str) -> None:
-        """Tell the others why this worker stops, so that they need not wait for it."""
+        """Tell the others why this worker stops; the first reason stands, others follow from it."""
         with contextlib.suppress(Exception):  # the store may be gone with the worker that hosts it
-            self.store.set("failure", json.dumps(f"worker {self.rank}: {reason}"))
+            if not self.store.check(["failure"]):
+                self.store.set("failure", json.dumps(f"worker {self.rank}: {reason}"))
 
     def first_to_say(self, text: str) -> bool:
         """Whether no other worker has said this yet: what all of them find, one tells the user."""
@@ -134,6 +135,7 @@ class World:
                     try:
                         self._handles[worker] = os.pidfd_open(identity["process"])
                     except ProcessLookupError:
+                        self._raise_failure()  # it may have said why
                         raise PeerLost(f"worker {worker} ended while joining") from None
         return identities
 
