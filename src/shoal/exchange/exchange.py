@@ -9,6 +9,7 @@ publish   (update="everyone") the pieces of the gradient go back to all
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,7 +22,16 @@ from torch import Tensor, nn
 
 from shoal.errors import ShoalError
 from shoal.exchange.layout import Layout
-from shoal.exchange.tree import BlockSum, Span, accumulations, cover, fold, share, slots_needed
+from shoal.exchange.tree import (
+    Accumulation,
+    BlockSum,
+    Span,
+    accumulations,
+    cover,
+    fold,
+    share,
+    slots_needed,
+)
 from shoal.wire.base import Future, Wire
 from shoal.wire.ledger import Ledger
 
@@ -65,6 +75,19 @@ class Exchange:
         self._arriving = self._parameters_by_bucket()
         for index, parameter in enumerate(parameters):
             parameter.register_post_accumulate_grad_hook(self._filled_by(index))
+        block = layout.block
+        self._blocks = [
+            np.array(
+                [
+                    b
+                    for start, stop in layout.owned(worker)
+                    for b in range(start // block, stop // block)
+                ],
+                dtype=np.int64,
+            )
+            for worker in range(wire.size)
+        ]
+        self._norms = parameters[0].detach().new_empty(len(self._blocks[wire.rank]))
         self.begin(0)
 
     @property
@@ -74,16 +97,16 @@ class Exchange:
 
     def begin(self, leaves: int) -> None:
         """Prepare for a step of `leaves` leaves, at any earlier step's end."""
-        held = [share(leaves, self.wire.size, worker) for worker in range(self.wire.size)]
-        self._leaves, self._mine = leaves, held[self.wire.rank]
-        self._nodes = [cover(leaves, span) for span in held]
-        self._plan = deque(accumulations(leaves, self._mine))
-        self._needed = max((slots_needed(leaves, span) for span in held), default=1)
+        self._leaves = leaves
+        self._mine, self._nodes, plan, self._needed = _arithmetic(
+            leaves, self.wire.size, self.wire.rank
+        )
+        self._plan = deque(plan)
         self._said: list[tuple[float, int]] = []
         self._counts: Future[list[Tensor]] | None = None
         self._flight: deque[tuple[int, Future[list[list[Tensor]]]]] = deque()
         self._published: list[Future[None]] = []
-        self._norms: list[Tensor] = []
+        self._measured = 0
         self._culprit = -1
         self._launched = 0
         self._waiting_for: list[int] = []
@@ -97,17 +120,20 @@ class Exchange:
         self._allocate()
         step = self._plan[0]
         self._said.append((float(total.detach()), count))
-        if step.fresh:
-            self._slots[step.slot].zero_()
+        # A fresh slot is filled by copying: zeroing it would pass over the memory twice more.
+        self._fresh = self._views[step.slot] if step.fresh else None
         for parameter, view in zip(self._parameters, self._views[step.slot], strict=True):
-            parameter.grad = view
+            parameter.grad = None if step.fresh else view
         self._waiting_for = [len(parameters) for parameters in self._arriving]
         self._seen.clear()
         self._launched = 0
         if len(self._plan) == 1:
             self._say_counts(stop)
         total.backward()
-        self._launch(up_to=len(self.layout.buckets))  # parameters that took no part stay zero
+        if self._fresh is not None:  # parameters that took no part have a gradient of zero
+            for index in set(range(len(self._parameters))) - self._seen:
+                self._fresh[index].zero_()
+        self._launch(up_to=len(self.layout.buckets))
         self._plan.popleft()
 
     def finish(self, *, stop: bool = False) -> Reduced:
@@ -160,7 +186,7 @@ class Exchange:
     def _filled_by(self, index: int) -> Callable[[Tensor], None]:
         buckets = [b for b, indices in enumerate(self._arriving) if index in indices]
 
-        def filled(_: Tensor) -> None:
+        def filled(parameter: Tensor) -> None:
             if not self._plan:
                 return  # a backward outside the run, such as the user's own
             if index in self._seen:
@@ -169,6 +195,9 @@ class Exchange:
                     "backward: call torch.utils.checkpoint with use_reentrant=False"
                 )
             self._seen.add(index)
+            if self._fresh is not None:
+                assert parameter.grad is not None
+                parameter.grad = self._fresh[index].copy_(parameter.grad)
             for bucket in buckets:
                 self._waiting_for[bucket] -= 1
             complete = self._launched
@@ -212,15 +241,19 @@ class Exchange:
             for node, part in zip(nodes, theirs, strict=True)
         ]
         mine = self.gradient[piece.start : piece.stop]
+        blocks = piece.length // self.layout.block
+        norms = self._norms[self._measured : self._measured + blocks]
+        self._measured += blocks
         for start in range(0, piece.length, self._sum.chunk):
             chunk = slice(start, min(start + self._sum.chunk, piece.length))
             out = mine[chunk]
             self._sum.into(out, self._leaves, [(node, part[chunk]) for node, part in labelled])
             out.div_(count)
-            norms = torch.linalg.vector_norm(out.view(-1, self.layout.block), dim=1)
-            self._norms.append(norms)
-            if not bool(norms.isfinite().all()):
-                self._culprit = self._find_culprit([[p[chunk] for p in theirs] for theirs in parts])
+            rows = out.view(-1, self.layout.block)
+            first = start // self.layout.block
+            torch.linalg.vector_norm(rows, dim=1, out=norms[first : first + len(rows)])
+        if not bool(norms.isfinite().all()):
+            self._culprit = self._find_culprit(parts)
         if self.update == "everyone":
             self._published.append(
                 self.wire.publish(self.gradient, self.layout.pieces[bucket], "gradient")
@@ -240,11 +273,10 @@ class Exchange:
     def _say_counts(self, stop: bool) -> None:
         """Tell everybody my leaves' loss sums and counts, before the last backward begins."""
         widest = share(self._leaves, self.wire.size, 0)
-        row = torch.zeros(1 + 2 * (widest.stop - widest.start), dtype=torch.float64)
-        row[0] = float(stop)
-        if self._said:
-            row[1 : 1 + 2 * len(self._said)] = torch.tensor(self._said, dtype=torch.float64).ravel()
-        self._counts = self.wire.gather(row)
+        row = np.zeros(1 + 2 * (widest.stop - widest.start))
+        row[0] = stop
+        row[1 : 1 + 2 * len(self._said)] = np.ravel(self._said)
+        self._counts = self.wire.gather(torch.from_numpy(row))
         self._totals: tuple[float, int, bool] | None = None
 
     @property
@@ -257,11 +289,12 @@ class Exchange:
         if self._totals is None:
             losses: dict[Span, float] = {}
             count, stop = 0, False
-            for worker, row in enumerate(self._counts.wait()):
+            for worker, gathered in enumerate(self._counts.wait()):
+                row = gathered.tolist()
                 first, last = share(self._leaves, self.wire.size, worker)
                 stop = stop or bool(row[0])
                 for leaf in range(first, last):
-                    loss, targets = row[1 + 2 * (leaf - first) :][:2].tolist()
+                    loss, targets = row[1 + 2 * (leaf - first) :][:2]
                     if not math.isfinite(loss):
                         raise NonFiniteGradient(f"worker {worker} got a loss of {loss}")
                     losses[Span(leaf, leaf + 1)] = loss
@@ -273,23 +306,31 @@ class Exchange:
 
     def _gather_norm(self) -> float:
         """The norm over all blocks, in the flat buffer's order, whoever measured them."""
-        owned = [self.layout.owned(worker) for worker in range(self.wire.size)]
-        widths = [sum(piece.length for piece in pieces) // self.layout.block for pieces in owned]
-        row = torch.zeros(1 + max(widths), dtype=torch.float64)
+        row = np.zeros(1 + max(map(len, self._blocks)))
         row[0] = self._culprit
-        if self._norms:
-            row[1 : 1 + widths[self.wire.rank]] = torch.cat(self._norms).double().cpu()
-        squares = np.zeros(self.layout.elements // self.layout.block)
+        row[1 : 1 + self._measured] = self._norms[: self._measured].cpu().numpy()
+        norms = np.zeros(self.layout.elements // self.layout.block)
         culprits = set()
-        for pieces, theirs in zip(owned, self.wire.gather(row).wait(), strict=True):
-            culprits.add(int(theirs[0]))
-            position = 1
-            for start, stop in pieces:
-                blocks = slice(start // self.layout.block, stop // self.layout.block)
-                length = blocks.stop - blocks.start
-                squares[blocks] = theirs[position : position + length].numpy() ** 2
-                position += length
+        rows = self.wire.gather(torch.from_numpy(row)).wait()
+        for blocks, theirs in zip(self._blocks, rows, strict=True):
+            values = theirs.numpy()
+            culprits.add(int(values[0]))
+            norms[blocks] = values[1 : 1 + len(blocks)]
         culprits.discard(-1)
         if culprits:
             raise NonFiniteGradient(f"worker {min(culprits)} contributed a NaN or an infinity")
-        return float(np.sqrt(squares.sum()))
+        return float(np.sqrt(np.square(norms).sum()))
+
+
+@functools.cache
+def _arithmetic(
+    leaves: int, workers: int, rank: int
+) -> tuple[Span, list[list[Span]], list[Accumulation], int]:
+    """My leaves, everybody's nodes, my plan, and the slots needed: equal in every full step."""
+    held = [share(leaves, workers, worker) for worker in range(workers)]
+    return (
+        held[rank],
+        [cover(leaves, span) for span in held],
+        accumulations(leaves, held[rank]),
+        max((slots_needed(leaves, span) for span in held), default=1),
+    )

@@ -16,7 +16,7 @@ from shoal.train.schedule import ScheduleConfig, resolve_schedule
 
 WIRES = ("auto", "shared_memory", "collective")
 DEVICES = ("auto", "cpu", "cuda")
-DEFAULT_STEPS = 300
+DEFAULT_STEPS = 225
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class BatchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetConfig:
-    """How long the run is: one of the three, or 300 steps where none is set."""
+    """How long the run is: one of the three, or 225 steps where none is set."""
 
     steps: int | None = None
     """Length of the run in steps."""
