@@ -178,7 +178,7 @@ def test_every_field_says_what_it_does(cls):
 
 
 def test_the_whole_tree_was_found():
-    assert len(tables(RunConfig)) == 10
+    assert len(tables(RunConfig)) == 11
     assert set(leaves(RunConfig)) == set(flatten(RunConfig()))
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import shoal
 
 FLOORS = [
-    "cli", "recipes", "plan", "train", "checkpoint", "strategy", "exchange", "codec", "wire",
-    "world", "tasks", "models", "data", "config", "errors",
+    "cli", "recipes", "report", "lab", "plan", "train", "checkpoint", "strategy", "exchange",
+    "codec", "wire", "world", "tasks", "models", "data", "config", "errors",
 ]  # fmt: skip
 ROOT = Path(shoal.__file__).parent
 

@@ -21,12 +21,14 @@ from shoal.train.precision import autocast
 from shoal.train.progress import PLAIN_SECONDS, duration, open_progress, shares
 from shoal.train.records import (
     RECORDS_FILE,
+    WORKERS_FOLDER,
     JsonLines,
     Record,
     RecordsConfig,
     open_recorders,
     read_records,
     to_line,
+    worker_files,
 )
 from shoal.train.schedule import ScheduleConfig, learning_rate
 
@@ -185,6 +187,7 @@ def recorders(folder: Path, *, worker: int = 0, warn=None, resumed_step: int = 0
         RecordsConfig(**({"tensorboard": False} | options)),
         folder,
         worker=worker,
+        workers=2,
         resumed_step=resumed_step,
         run={"seed": 0},
         warn=warn or pytest.fail,
@@ -199,10 +202,30 @@ def test_every_nth_step_is_recorded_and_the_first_the_last_and_the_measured(tmp_
     assert steps_in(tmp_path / RECORDS_FILE) == [1, 4, 6, 8, 10]
 
 
-def test_only_the_first_worker_records(tmp_path):
+def test_other_workers_record_their_own_lines_alone(tmp_path):
     with recorders(tmp_path, worker=1, tensorboard=True) as open_:
         open_.write(record(1))
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [WORKERS_FOLDER]
+    assert {rank: steps_in(path) for rank, path in worker_files(tmp_path).items()} == {1: [1]}
+
+
+def test_a_resume_forgets_later_records_of_workers_that_are_gone(tmp_path):
+    for worker in (1, 2):
+        with recorders(tmp_path, worker=worker) as open_:
+            for step in (1, 2, 3):
+                open_.write(record(step))
+    with recorders(tmp_path, worker=0, resumed_step=2):
+        pass  # two workers go on: 1 forgets its own
+    files = worker_files(tmp_path)
+    assert (steps_in(files[1]), steps_in(files[2])) == ([1, 2, 3], [1, 2])
+
+
+def test_a_worker_that_cannot_record_trains_all_the_same(tmp_path):
+    (tmp_path / WORKERS_FOLDER).write_text("in the way")
+    told: list[str] = []
+    with recorders(tmp_path, worker=1, warn=told.append) as open_:
+        open_.write(record(1))
+    assert len(told) == 1 and "its times and bytes are not recorded" in told[0]
 
 
 @pytest.fixture

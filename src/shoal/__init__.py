@@ -7,21 +7,48 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from shoal.errors import ShoalError as ShoalError
     from shoal.strategy.presets import ddp as ddp
+    from shoal.strategy.presets import diloco as diloco
+    from shoal.strategy.presets import local_sgd as local_sgd
+    from shoal.strategy.presets import post_local_sgd as post_local_sgd
+    from shoal.strategy.presets import powersgd as powersgd
+    from shoal.strategy.presets import sparse_loco as sparse_loco
+    from shoal.strategy.presets import streaming_diloco as streaming_diloco
     from shoal.strategy.presets import zero1 as zero1
     from shoal.strategy.worker import Step as Step
     from shoal.strategy.worker import Worker as Worker
     from shoal.strategy.worker import join as join
 
+_PRESETS = (
+    "ddp",
+    "zero1",
+    "local_sgd",
+    "post_local_sgd",
+    "diloco",
+    "streaming_diloco",
+    "sparse_loco",
+    "powersgd",
+)
 _HOMES = {
     "ShoalError": "shoal.errors",
     "Step": "shoal.strategy.worker",
     "Worker": "shoal.strategy.worker",
-    "ddp": "shoal.strategy.presets",
     "join": "shoal.strategy.worker",
-    "zero1": "shoal.strategy.presets",
-}
+} | dict.fromkeys(_PRESETS, "shoal.strategy.presets")
 
-__all__ = ["ShoalError", "Step", "Worker", "ddp", "join", "zero1"]
+__all__ = [
+    "ShoalError",
+    "Step",
+    "Worker",
+    "ddp",
+    "diloco",
+    "join",
+    "local_sgd",
+    "post_local_sgd",
+    "powersgd",
+    "sparse_loco",
+    "streaming_diloco",
+    "zero1",
+]
 
 
 def __getattr__(name: str) -> Any:

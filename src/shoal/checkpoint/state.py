@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shoal.checkpoint.own_state import kept_by, restore_own
 from shoal.checkpoint.reader import Checkpoint
 from shoal.errors import ShoalError
 from shoal.strategy.worker import Worker
@@ -22,17 +23,21 @@ from shoal.strategy.worker import Worker
 
 def model_tensors(worker: Worker) -> dict[str, Tensor]:
     """The weights and buffers, by `model/<name>`; equal on all workers."""
-    return {f"model/{name}": value for name, value in _named_weights(worker.model).items()}
+    weights = _named_weights(worker.model)
+    if worker.rounds is not None:
+        views = worker.layout.views(worker.rounds.replica)
+        weights |= {place.name: v for place, v in zip(worker.layout.places, views, strict=True)}
+    return {f"model/{name}": value for name, value in weights.items()}
 
 
-def optimizer_tensors(worker: Worker) -> dict[str, Tensor]:
+def optimizer_tensors(worker: Worker, prefix: str = "optimizer") -> dict[str, Tensor]:
     """What this worker's optimizer keeps. Under update="everyone" all workers keep the same."""
     tensors: dict[str, Tensor] = {}
     for part in worker.slices:
         for key, value in worker.optimizer.state.get(part.parameter, {}).items():
             if value is None:
                 continue
-            name = f"optimizer/{part.name}/{key}"
+            name = f"{prefix}/{part.name}/{key}"
             tensor = value if isinstance(value, Tensor) else torch.tensor(value)
             if tensor.dim() == 0:
                 if part.start == 0:
@@ -58,15 +63,25 @@ def restore(worker: Worker, checkpoint: Checkpoint) -> None:
     with torch.no_grad():
         for name, value in weights.items():
             value.copy_(checkpoint.read(f"model/{name}"))
+    worker.position = int(checkpoint.manifest["position"])
+    worker.steps = int(checkpoint.manifest["steps"])
+    restore_own(worker, checkpoint, stored)
+    own = kept_by(worker, checkpoint)
+    _restore_optimizer(worker, checkpoint, stored, f"{own}/optimizer" if own else "optimizer")
+
+
+def _restore_optimizer(
+    worker: Worker, checkpoint: Checkpoint, stored: set[str], prefix: str
+) -> None:
     keys: dict[str, set[str]] = {}
     for name in stored:
-        if name.startswith("optimizer/"):
-            parameter, _, key = name.removeprefix("optimizer/").rpartition("/")
+        if name.startswith(f"{prefix}/"):
+            parameter, _, key = name.removeprefix(f"{prefix}/").rpartition("/")
             keys.setdefault(parameter, set()).add(key.partition("@")[0])
     for part in worker.slices:
         state: dict[str, Any] = {}
         for key in sorted(keys.get(part.name, ())):
-            name = f"optimizer/{part.name}/{key}"
+            name = f"{prefix}/{part.name}/{key}"
             if checkpoint.shape(name) == ():
                 state[key] = checkpoint.read(name)
             else:
@@ -74,8 +89,6 @@ def restore(worker: Worker, checkpoint: Checkpoint) -> None:
                 state[key] = flat.view(part.parameter.shape).to(part.parameter.device)
         if state:
             worker.optimizer.state[part.parameter] = state
-    worker.position = int(checkpoint.manifest["position"])
-    worker.steps = int(checkpoint.manifest["steps"])
 
 
 def _named_weights(model: torch.nn.Module) -> dict[str, Tensor]:

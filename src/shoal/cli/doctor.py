@@ -22,6 +22,7 @@ EXTRAS = {
     "gguf": (("gguf", "accelerate"), "models in GGUF files"),
     "wandb": (("wandb",), "records on Weights & Biases"),
     "trackio": (("trackio",), "records in Trackio"),
+    "report": (("plotly",), "pages with plots"),
 }
 """Optional extras: the packages that each brings, and what it is for."""
 

@@ -19,7 +19,11 @@ COMMANDS = {
     "generate": "continue a prompt with a run's model",
     "export": "write a run's model as a Hugging Face folder",
     "data": "list, fetch and show the corpora",
+    "strategies": "list the strategies, their parts, and what goes together",
+    "report": "show a finished run as a page with plots",
+    "compare": "train several strategies alike, and show what each costs and reaches",
     "verify": "prove that a run's weights do not depend on the number of workers",
+    "lab": "run a job on several hosts that this machine makes for it, with links of any rate",
     "doctor": "say what this machine has, and what is missing",
 }
 

@@ -28,6 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_run_options(parser)
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run's folder")
+    parser.add_argument("--runs", type=Path, metavar="DIR",
+                        help="where a new run's folder is made (runs)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the records as JSON lines")
     parser.add_argument(
         "--dry-run",
@@ -75,6 +77,8 @@ def configure(args: argparse.Namespace) -> RunConfig:
     if args.resume is not None:
         if args.what:
             raise ShoalError("a resumed run has its recipe already; give --resume RUN alone")
+        if args.runs is not None:
+            raise ShoalError("--runs has no effect on a resumed run, which has its folder already")
         stored = run_config(args.resume)
         given = resolve(load(RunConfig, base=stored, settings=settings_of(args)))
         require_same_run(stored, given)
@@ -129,7 +133,8 @@ def work(args: argparse.Namespace, config: RunConfig) -> int:
     try:
         with ExitStack() as stack:
             training = start(config, recipe(config.recipe), world, stack,
-                             resume=args.resume, json_lines=args.json)  # fmt: skip
+                             resume=args.resume, runs=args.runs or Path("runs"),
+                             json_lines=args.json)  # fmt: skip
             finished = training.run()
             return _finish(training, finished)
     except PeerLost as lost:

@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from shoal.train.certify import as_json, certify, first_difference, variants
 
     config = _configure(args)
+    _require_exact(config)
     wires = [config.wire] if config.wire != "auto" else ["shared_memory", "collective"]
     torch.set_num_threads(1)
     chosen = variants(args.at, wires)
@@ -65,6 +66,17 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print_certificate(config, outcomes, verdicts)
     return 1 if any(verdicts) else 0
+
+
+def _require_exact(config: RunConfig) -> None:
+    from shoal.errors import ShoalError
+    from shoal.strategy.options import build_strategy
+
+    if not build_strategy(config.strategy, config.local).exact:
+        raise ShoalError(
+            f"strategy {config.strategy!r} depends on the number of workers by its nature, so there "
+            "is nothing to prove; verify an exact one (ddp, zero1)"
+        )
 
 
 def _configure(args: argparse.Namespace) -> RunConfig:

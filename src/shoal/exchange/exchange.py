@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from shoal.errors import ShoalError
 from shoal.exchange.layout import Layout
+from shoal.exchange.leaves import Leaves
 from shoal.exchange.tree import (
     Accumulation,
     BlockSum,
@@ -68,13 +69,15 @@ class Exchange:
     ) -> None:
         """`parameters` are in the layout's order."""
         self.layout, self.wire, self.ledger, self.update = layout, wire, ledger, update
-        self._parameters = parameters
-        self._slots: list[Tensor] = []
-        self._views: list[list[Tensor]] = []
+        self._dtype = parameters[0].dtype
+        self._leaf_sums = Leaves(
+            layout,
+            parameters,
+            ledger,
+            allocate=lambda: wire.allocate(layout.elements, self._dtype),
+            filled=self._scatter,
+        )
         self._sum = BlockSum(parameters[0].dtype, parameters[0].device)
-        self._arriving = self._parameters_by_bucket()
-        for index, parameter in enumerate(parameters):
-            parameter.register_post_accumulate_grad_hook(self._filled_by(index))
         block = layout.block
         self._blocks = [
             np.array(
@@ -93,7 +96,7 @@ class Exchange:
     @property
     def gradient(self) -> Tensor:
         """The flat mean gradient after `finish`; under update="owner" only the owned pieces."""
-        return self._slots[0]
+        return self._leaf_sums.slots[0]
 
     def begin(self, leaves: int) -> None:
         """Prepare for a step of `leaves` leaves, at any earlier step's end."""
@@ -101,47 +104,31 @@ class Exchange:
         self._mine, self._nodes, plan, self._needed = _arithmetic(
             leaves, self.wire.size, self.wire.rank
         )
-        self._plan = deque(plan)
+        self._leaf_sums.begin(plan)
         self._said: list[tuple[float, int]] = []
         self._counts: Future[list[Tensor]] | None = None
         self._flight: deque[tuple[int, Future[list[list[Tensor]]]]] = deque()
         self._published: list[Future[None]] = []
         self._measured = 0
         self._culprit = -1
-        self._launched = 0
-        self._waiting_for: list[int] = []
-        self._seen: set[int] = set()
 
     def add_leaf(self, total: Tensor, count: int, *, stop: bool = False) -> None:
         """Run backward of one leaf's loss sum and send what is complete.
 
         Raises NonFiniteGradient and PeerLost, from within backward too.
         """
-        self._allocate()
-        step = self._plan[0]
+        self._leaf_sums.reserve(self._needed)
         self._said.append((float(total.detach()), count))
-        # A fresh slot is filled by copying: zeroing it would pass over the memory twice more.
-        self._fresh = self._views[step.slot] if step.fresh else None
-        for parameter, view in zip(self._parameters, self._views[step.slot], strict=True):
-            parameter.grad = None if step.fresh else view
-        self._waiting_for = [len(parameters) for parameters in self._arriving]
-        self._seen.clear()
-        self._launched = 0
-        if len(self._plan) == 1:
+        if self._leaf_sums.left == 1:
             self._say_counts(stop)
-        total.backward()
-        if self._fresh is not None:  # parameters that took no part have a gradient of zero
-            for index in set(range(len(self._parameters))) - self._seen:
-                self._fresh[index].zero_()
-        self._launch(up_to=len(self.layout.buckets))
-        self._plan.popleft()
+        self._leaf_sums.add(total)
 
     def finish(self, *, stop: bool = False) -> Reduced:
         """Complete the step: everybody's contribution has been added when this returns."""
-        if self._plan:
-            raise ValueError(f"{len(self._plan)} leaves of this step are still to come")
+        if self._leaf_sums.left:
+            raise ValueError(f"{self._leaf_sums.left} leaves of this step are still to come")
         with self.ledger.spend("exchanging"):
-            self._allocate()
+            self._leaf_sums.reserve(self._needed)
             if not self._said:  # a worker without a leaf has only its pieces to add up
                 self._say_counts(stop)
                 for bucket in range(len(self.layout.buckets)):
@@ -164,65 +151,15 @@ class Exchange:
 
     def hand_over(self) -> None:
         """Let every parameter's `grad` be its view of `gradient`."""
-        for parameter, view in zip(self._parameters, self._views[0], strict=True):
-            parameter.grad = view
+        self._leaf_sums.hand_over()
 
-    def _allocate(self) -> None:
-        while len(self._slots) < self._needed:
-            slot = self.wire.allocate(self.layout.elements, self._parameters[0].dtype)
-            self._slots.append(slot)
-            self._views.append(self.layout.views(slot))
-
-    def _parameters_by_bucket(self) -> list[list[int]]:
-        return [
-            [
-                index
-                for index, place in enumerate(self.layout.places)
-                if place.range.start < bucket.stop and bucket.start < place.range.stop
-            ]
-            for bucket in self.layout.buckets
-        ]
-
-    def _filled_by(self, index: int) -> Callable[[Tensor], None]:
-        buckets = [b for b, indices in enumerate(self._arriving) if index in indices]
-
-        def filled(parameter: Tensor) -> None:
-            if not self._plan:
-                return  # a backward outside the run, such as the user's own
-            if index in self._seen:
-                raise ValueError(
-                    f"parameter {self.layout.places[index].name!r} got its gradient twice in one "
-                    "backward: call torch.utils.checkpoint with use_reentrant=False"
-                )
-            self._seen.add(index)
-            if self._fresh is not None:
-                assert parameter.grad is not None
-                parameter.grad = self._fresh[index].copy_(parameter.grad)
-            for bucket in buckets:
-                self._waiting_for[bucket] -= 1
-            complete = self._launched
-            while complete < len(self._waiting_for) and self._waiting_for[complete] == 0:
-                complete += 1
-            self._launch(up_to=complete)
-
-        return filled
-
-    def _launch(self, up_to: int) -> None:
-        """Merge, and after the last leaf scatter, the buckets that are complete, in order."""
-        if self._launched >= up_to:
-            return
-        with self.ledger.spend("exchanging"):
-            for bucket in range(self._launched, up_to):
-                start, stop = self.layout.buckets[bucket]
-                for target, source in self._plan[0].merges:
-                    self._slots[target][start:stop].add_(self._slots[source][start:stop])
-                if len(self._plan) == 1:
-                    self._scatter(bucket)
-            self._launched = up_to
+    def close(self) -> None:
+        """Leave the parameters' backward alone: another exchange takes over."""
+        self._leaf_sums.close()
 
     def _scatter(self, bucket: int) -> None:
         held = [len(nodes) for nodes in self._nodes]
-        slots = self._slots[: max(held)]
+        slots = self._leaf_sums.slots[: max(held)]
         self._flight.append((bucket, self.wire.scatter(slots, held, self.layout.pieces[bucket])))
         while self._flight and (
             len(self._flight) > self.wire.window

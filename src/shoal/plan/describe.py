@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 from shoal.config import to_toml
 from shoal.exchange.layout import Layout, lay_out
-from shoal.exchange.tree import cover, share
+from shoal.exchange.tree import share
 from shoal.models.size import skeleton
+from shoal.plan.agreement import bytes_held, bytes_sent_a_step, is_sharded
 from shoal.plan.memory import decoder_activations, expected_memory
-from shoal.strategy.compat import require_legal
-from shoal.strategy.presets import named
+from shoal.strategy.options import build_strategy
+from shoal.strategy.parts import Strategy
 from shoal.tasks.language_model import LanguageModel
 from shoal.train.config import RunConfig
 
@@ -67,8 +68,7 @@ def describe(config: RunConfig, task: LanguageModel, *, program: int) -> Descrip
 
     Raises ShoalError where it could not start.
     """
-    strategy = named(config.strategy)
-    require_legal(strategy)
+    strategy = build_strategy(config.strategy, config.local)
     vocab_size = task.tokenizer.vocab_size
     model = skeleton(config.model, vocab_size)
     layout = lay_out(list(model.named_parameters()), config.workers)
@@ -89,31 +89,29 @@ def describe(config: RunConfig, task: LanguageModel, *, program: int) -> Descrip
         steps=-(-end // config.batch.global_batch),
         last_step=(end - 1) % config.batch.global_batch + 1,
         leaves_by_worker=[span.stop - span.start for span in spans],
-        bytes_a_step=max(_sent(layout, config, rank) for rank in range(config.workers)),
-        memory=_memory(config, layout, vocab_size, parameters, strategy.update, program),
+        bytes_a_step=max(
+            bytes_sent_a_step(strategy, layout, leaves, config.workers, rank)
+            for rank in range(config.workers)
+        ),
+        memory=_memory(config, strategy, layout, vocab_size, parameters, program),
     )
 
 
-def _sent(layout: Layout, config: RunConfig, rank: int) -> int:
-    """Partial sums to their owners, and the own piece to all peers; the codec says how large."""
-    codec = named(config.strategy).codec
-    leaves, workers = config.batch.leaves, config.workers
-    partials = len(cover(leaves, share(leaves, workers, rank)))
-    owned = sum(piece.length for piece in layout.owned(rank))
-    scattered = codec.wire_bytes(partials * (layout.elements - owned), 4)
-    return scattered + codec.wire_bytes(owned * (workers - 1), 4)
-
-
 def _memory(
-    config: RunConfig, layout: Layout, vocab_size: int, parameters: int, update: str, program: int
+    config: RunConfig,
+    strategy: Strategy,
+    layout: Layout,
+    vocab_size: int,
+    parameters: int,
+    program: int,
 ) -> dict[str, int] | None:
     if config.model.path is not None:
         return None
-    return expected_memory(
+    table = expected_memory(
         elements=layout.elements,
         leaves=config.batch.leaves,
         workers=config.workers,
-        update="owner" if update == "owner" else "everyone",
+        update="owner" if is_sharded(strategy) else "everyone",
         optimizer=config.optimizer,
         shared_memory=config.wire != "collective" and config.device != "cuda",
         activations=decoder_activations(
@@ -126,3 +124,6 @@ def _memory(
         ),
         program=program,
     )
+    if agreeing := bytes_held(strategy, layout, config.workers):
+        table["agreement"] = agreeing
+    return table

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from shoal.codec.identity import Identity
 from shoal.errors import ShoalError
 from shoal.strategy.parts import (
     Delta,
     EveryStep,
+    Gradient,
     Servers,
     SharedMemory,
     Strategy,
@@ -28,16 +30,22 @@ class Rule:
 
 RULES = (
     Rule(
-        clash=lambda s: isinstance(s.payload, Delta),
-        parts="payload Delta and owner Workers, Servers or SharedMemory",
-        reason="local steps with an outer optimizer are not built yet",
-        instead="ddp",
+        clash=lambda s: isinstance(s.owner, SharedMemory) and isinstance(s.payload, Delta),
+        parts="payload Delta and owner SharedMemory",
+        reason="workers that update one copy have nothing of their own to come back from",
+        instead="owner Workers (local_sgd, diloco)",
     ),
     Rule(
         clash=lambda s: isinstance(s.owner, SharedMemory) and isinstance(s.timing, EveryStep),
         parts="owner SharedMemory and timing EveryStep",
         reason="updates without a lock have no step at which everybody agrees",
         instead="ddp",
+    ),
+    Rule(
+        clash=lambda s: isinstance(s.owner, SharedMemory) and not isinstance(s.codec, Identity),
+        parts="owner SharedMemory and a codec",
+        reason="nothing crosses a wire where all update one copy in place",
+        instead="codec Identity",
     ),
     Rule(
         clash=lambda s: isinstance(s.owner, SharedMemory),
@@ -60,10 +68,32 @@ RULES = (
     Rule(
         clash=lambda s: isinstance(s.owner, Workers) and not isinstance(s.timing, EveryStep),
         parts="owner Workers and timing BoundedStaleness or FreeRunning",
-        reason="workers that own each other's shards must meet at every step",
-        instead="timing EveryStep (ddp, zero1)",
+        reason="workers that own each other's shards must meet at every step, or every round",
+        instead="timing EveryStep (ddp, zero1, diloco)",
     ),
-)
+    Rule(
+        clash=lambda s: s.first is not None and not _can_begin(s.first.strategy),
+        parts="a first phase and payload Delta, owner Servers or update 'owner' in it",
+        reason="its state could not be handed over whole to every worker",
+        instead="ddp, with any codec, as the first phase",
+    ),
+    Rule(
+        clash=lambda s: s.first is not None and isinstance(s.payload, Gradient)
+        and s.update == "owner",
+        parts="a first phase and payload Gradient with update 'owner'",
+        reason="a sharded optimizer must be sharded from the first step",
+        instead="update='everyone', or no first phase (warm_up 0)",
+    ),
+)  # fmt: skip
+
+
+def _can_begin(strategy: Strategy) -> bool:
+    return (
+        isinstance(strategy.payload, Gradient)
+        and isinstance(strategy.owner, Workers)
+        and strategy.update == "everyone"
+        and (strategy.first is None or _can_begin(strategy.first.strategy))
+    )
 
 
 def refusal(strategy: Strategy) -> str | None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from shoal.codec.base import Codec
+from shoal.codec.choice import Choice
 from shoal.codec.identity import Identity
+from shoal.errors import ShoalError
 
 Update = Literal["everyone", "owner"]
 
@@ -16,10 +19,54 @@ class Gradient:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Outer:
+    """The optimizer of the agreed parameters: v = momentum v + mean; the change is lr times
+    v, or mean + momentum v (Nesterov). lr 1 without momentum is an average."""
+
+    lr: float = 1.0
+    momentum: float = 0.0
+    nesterov: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Delta:
-    """Payload: what H local steps changed (the pseudo-gradient)."""
+    """Payload: how far H local steps have come (the pseudo-gradient)."""
 
     inner_steps: int
+    """H: local steps of a round."""
+    outer: Outer = Outer()
+    fragments: int = 1
+    """P: one of them is agreed on every H/P steps."""
+    delay: int = 0
+    """tau: steps between sending a fragment and applying what was agreed."""
+    mix: float = 0.0
+    """alpha: share of a worker's own parameters that it keeps when it applies."""
+    growth: float | None = None
+    """Rounds grow as the inner rate decays: H = max(inner_steps, (growth / rate)^2), the
+    quadratic rule of Gu et al., ICLR 2024."""
+
+    def __post_init__(self) -> None:
+        if self.inner_steps < 1 or self.fragments < 1 or self.delay < 0:
+            raise ShoalError("local steps and fragments must be at least 1, and a delay 0 or more")
+        if self.inner_steps % self.fragments:
+            raise ShoalError(
+                f"{self.inner_steps} local steps cannot be shared by {self.fragments} fragments: "
+                "inner_steps must be a multiple of fragments"
+            )
+        if self.delay >= self.inner_steps // self.fragments and self.delay:
+            raise ShoalError(
+                f"a delay of {self.delay} steps is not below the {self.inner_steps} / "
+                f"{self.fragments} steps between fragments: lower delay, or raise inner_steps"
+            )
+        if not 0 <= self.mix <= 1:
+            raise ShoalError(f"mix is {self.mix}, but must lie between 0 and 1")
+
+    def length_at(self, rate: float) -> int:
+        """H of a round that begins at an inner learning rate: a multiple of `fragments`."""
+        if self.growth is None or rate <= 0:
+            return self.inner_steps
+        wanted = max(self.inner_steps, int(min((self.growth / rate) ** 2, 1e6)))
+        return wanted - wanted % self.fragments
 
 
 @dataclass(frozen=True)
@@ -59,7 +106,15 @@ class FreeRunning:
 Payload = Gradient | Delta
 Owner = Workers | Servers | SharedMemory
 Timing = EveryStep | BoundedStaleness | FreeRunning
-Codec = Identity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """How a run begins, before it goes on otherwise."""
+
+    strategy: Strategy
+    share: float
+    """Of the run's samples, rounded up to whole steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +125,10 @@ class Strategy:
     payload: Payload
     owner: Owner
     timing: Timing
-    codec: Codec = field(default_factory=Identity)
+    codec: Codec | Choice = field(default_factory=Identity)
     update: Update
+    first: Phase | None = None
+    """Another strategy for the run's first samples: low communication wants a warm-up."""
 
     @property
     def exact(self) -> bool:
@@ -79,5 +136,6 @@ class Strategy:
         return (
             isinstance(self.payload, Gradient)
             and isinstance(self.timing, EveryStep)
-            and self.codec.exact
+            and isinstance(self.codec, Identity)
+            and (self.first is None or self.first.strategy.exact)
         )

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from shoal.codec.e3m0 import E3M0
+from shoal.codec.powersgd import PowerSGD
+from shoal.codec.topk import TopK
 from shoal.config import suggestion
 from shoal.errors import ShoalError
 from shoal.strategy.parts import (
@@ -12,11 +16,20 @@ from shoal.strategy.parts import (
     EveryStep,
     FreeRunning,
     Gradient,
+    Outer,
+    Phase,
     Servers,
     SharedMemory,
     Strategy,
     Workers,
 )
+
+NESTEROV = Outer(lr=0.7, momentum=0.9, nesterov=True)
+"""The outer optimizer of the DiLoCo papers."""
+
+WARM_UP = 0.2
+"""Share of a run that is trained with `ddp` first. The first steps decide the quality of methods
+that communicate little: see `docs/log.md`."""
 
 
 def ddp() -> Strategy:
@@ -56,27 +69,49 @@ def hogwild() -> Strategy:
 
 
 def local_sgd(inner_steps: int = 30) -> Strategy:
-    """Local steps, then an average (Stich, ICLR 2019)."""
+    """Local steps, then an average, from the first step (Stich, ICLR 2019)."""
     return Strategy(name="local_sgd", payload=Delta(inner_steps=inner_steps), owner=Workers(),
                     timing=EveryStep(), update="everyone")  # fmt: skip
 
 
-def diloco(inner_steps: int = 30) -> Strategy:
+def post_local_sgd(inner_steps: int = 30, warm_up: float = WARM_UP) -> Strategy:
+    """`ddp` first, then local steps and averages (Lin et al., ICLR 2020)."""
+    return replace(local_sgd(inner_steps), name="post_local_sgd", first=_ddp_for(warm_up))
+
+
+def diloco(inner_steps: int = 30, warm_up: float = WARM_UP) -> Strategy:
     """Local steps, then an outer Nesterov step (Douillard et al., 2023)."""
-    return Strategy(name="diloco", payload=Delta(inner_steps=inner_steps), owner=Workers(),
-                    timing=EveryStep(), update="owner")  # fmt: skip
+    return Strategy(name="diloco", payload=Delta(inner_steps=inner_steps, outer=NESTEROV),
+                    owner=Workers(), timing=EveryStep(), update="owner",
+                    first=_ddp_for(warm_up))  # fmt: skip
+
+
+def streaming_diloco(inner_steps: int = 30, fragments: int = 3, delay: int = 2, mix: float = 0.5,
+                     warm_up: float = WARM_UP) -> Strategy:  # fmt: skip
+    """DiLoCo a fragment at a time, in 4 bits, while training goes on (Douillard et al., 2025)."""
+    delta = Delta(inner_steps=inner_steps, outer=NESTEROV, fragments=fragments, delay=delay,
+                  mix=mix)  # fmt: skip
+    return Strategy(name="streaming_diloco", payload=delta, owner=Workers(), timing=EveryStep(),
+                    codec=E3M0(), update="owner", first=_ddp_for(warm_up))  # fmt: skip
+
+
+def sparse_loco(inner_steps: int = 30, top: int = 64, warm_up: float = WARM_UP) -> Strategy:
+    """The largest changes of local steps, in 2 bits (SparseLoCo, Sarfi et al., 2025)."""
+    return Strategy(name="sparse_loco", payload=Delta(inner_steps=inner_steps), owner=Workers(),
+                    timing=EveryStep(), codec=TopK(top=top, value_bits=2, feedback=0.95),
+                    update="everyone", first=_ddp_for(warm_up))  # fmt: skip
+
+
+def powersgd(rank: int = 2, warm_up: float = 0.1) -> Strategy:
+    """`ddp` with gradients of low rank (Vogels et al., NeurIPS 2019)."""
+    return replace(ddp(), name="powersgd", codec=PowerSGD(rank=rank), first=_ddp_for(warm_up))
 
 
 PRESETS: dict[str, Callable[[], Strategy]] = {
-    "ddp": ddp,
-    "zero1": zero1,
-    "sync_ps": sync_ps,
-    "ssp": ssp,
-    "async_ps": async_ps,
-    "hogwild": hogwild,
-    "local_sgd": local_sgd,
-    "diloco": diloco,
-}
+    preset.__name__: preset
+    for preset in (ddp, zero1, sync_ps, ssp, async_ps, hogwild, local_sgd, post_local_sgd,
+                   diloco, streaming_diloco, sparse_loco, powersgd)
+}  # fmt: skip
 
 
 def named(name: str) -> Strategy:
@@ -87,3 +122,7 @@ def named(name: str) -> Strategy:
             f"{suggestion(name, list(PRESETS))}"
         )
     return PRESETS[name]()
+
+
+def _ddp_for(share: float) -> Phase | None:
+    return Phase(strategy=ddp(), share=share) if share else None

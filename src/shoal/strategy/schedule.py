@@ -84,3 +84,12 @@ class Plan:
                     ghost=ghost,
                 )
             position = stop
+
+
+def end_of(length: int, global_batch: int, epochs: float | None, steps: int | None) -> int:
+    """The position at which a run is over: after so many steps, or passes (one unless given)."""
+    if epochs is not None and steps is not None:
+        raise ValueError("give steps or epochs, not both")
+    if steps is not None:
+        return steps * global_batch
+    return round((1 if epochs is None else epochs) * length)

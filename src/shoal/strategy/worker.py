@@ -9,27 +9,33 @@ for batch in worker.batches(samples, global_batch=64, micro_batch=8):
 
 from __future__ import annotations
 
-import hashlib
-import random
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from shoal.data.batch import fetch, to_device
 from shoal.data.loader import prefetch
-from shoal.errors import ShoalError
-from shoal.exchange.exchange import Exchange, NonFiniteGradient
-from shoal.exchange.layout import Layout, lay_out
+from shoal.exchange.coded import CodedMean
+from shoal.exchange.coded_gradient import CodedExchange
+from shoal.exchange.exchange import NonFiniteGradient, Reduced
+from shoal.exchange.layout import lay_out
+from shoal.exchange.tree import share
+from shoal.strategy.admission import refuse_running_statistics, require_equal_constants
 from shoal.strategy.compat import require_legal
-from shoal.strategy.parts import Strategy
+from shoal.strategy.parts import Gradient, Strategy
+from shoal.strategy.phases import Stage, enter, phases_of, switches
 from shoal.strategy.presets import ddp
-from shoal.strategy.schedule import Leaf, Plan
+from shoal.strategy.random_states import seed_everything
+from shoal.strategy.rounds import Agreement, Rounds
+from shoal.strategy.schedule import Leaf, Plan, end_of
 from shoal.strategy.shards import narrow, whole
-from shoal.wire.base import Range
+from shoal.strategy.weights import gather_weights, weights_hash
 from shoal.wire.ledger import Ledger
 from shoal.wire.open import open_wire
 from shoal.world.join import join_world
@@ -45,14 +51,20 @@ class Step:
     position: int
     """Samples consumed, this step's included."""
     loss: float
-    """Mean loss per target over the global batch."""
+    """Mean loss per target over the global batch; of a local step, over this worker's part."""
     count: int
-    """Targets in the global batch."""
+    """Targets behind the loss."""
+    seen: float
+    """Share of the global batch's samples behind the loss: below 1 in a local step."""
     gradient_norm: float
     stop: bool
     """Whether a worker asked everybody to stop here (see `Worker.ask_to_stop`)."""
     seconds: float
     ledger: Ledger
+    agreed_loss: float | None = None
+    """Where local steps were agreed on: the mean loss per target, of all workers, since then."""
+    events: tuple[tuple[int, str], ...] = ()
+    """What was refused or repaired, and whose it was."""
 
 
 def join(
@@ -101,26 +113,70 @@ class Worker:
         self.position = 0
         self.steps = 0
         self.ledger = Ledger()
-        self._refuse_running_statistics()
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.layout: Layout = lay_out(named, self.size)
-        self._parameters = [parameter for _, parameter in reversed(named)]
+        refuse_running_statistics(model)
+        self._named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.layout = lay_out(self._named, self.size)
+        self._parameters = [parameter for _, parameter in reversed(self._named)]
         self._device = self._parameters[0].device
         self.wire = open_wire(wire, world, self.ledger, device=self._device, timeout=timeout)
-        self._weights = self._gather_weights()
-        if strategy.update == "owner":
-            self.slices = narrow(optimizer, self.layout, self._parameters, self._weights, self.rank)
-        else:
-            self.slices = whole(self.layout, self._parameters)
-        self._exchange = Exchange(
-            self.layout, self._parameters, self.wire, self.ledger, strategy.update
-        )
-        self._share_what_does_not_train()
+        self._weights = gather_weights(self.wire, self.layout, self._parameters)
+        self._phases = phases_of(strategy)
+        self.phases = len(self._phases)
+        self._switches = [0] * self.phases
+        self._end = 0
+        self.phase = -1
+        """Which of the strategy's phases this is."""
+        self.enter(0)
+        require_equal_constants(model, world)
         self.leaf_observers: list[Callable[[Leaf], None]] = []
         """Called with each leaf that counts, before its batch is handed out."""
         self._leaf: Leaf | None = None
+        self._targets = 0
+        self._spoilt = False
         self._stop = False
         self._began = time.perf_counter()
+
+    @property
+    def coded(self) -> CodedMean | None:
+        """What crosses the wire coded in this phase, with what the codec remembers."""
+        if self.rounds is not None:
+            return self.rounds.mean
+        exchange = self._stage.exchange
+        return exchange.mean if isinstance(exchange, CodedExchange) else None
+
+    @property
+    def rounds(self) -> Rounds | None:
+        """What is agreed on between local steps, in a phase that takes them."""
+        return self._stage.rounds
+
+    @property
+    def sharded(self) -> bool:
+        """Whether an owner holds the optimizer's state of its shard alone."""
+        return self.strategy.update == "owner" and isinstance(self.strategy.payload, Gradient)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is under way between workers, so that a checkpoint can be taken."""
+        return self.rounds is None or self.rounds.flight is None
+
+    def enter(self, phase: int) -> None:
+        """Begin a phase of the strategy. Weights and optimizer go on as they are."""
+        if phase == self.phase:
+            return
+        if self.phase >= 0:
+            self._stage.exchange.close()
+        self._stage: Stage = enter(
+            self._phases[phase], self._named, self._weights, self.wire, self.ledger
+        )
+        self.phase = phase
+        if self.rounds is None:
+            self.layout = self._stage.exchange.layout
+        if phase == 0 and self.sharded:
+            self.slices = narrow(
+                self.optimizer, self.layout, self._parameters, self._weights, self.rank
+            )
+        elif phase == 0:
+            self.slices = whole(self.layout, self._parameters)
 
     def batches(
         self,
@@ -150,12 +206,14 @@ class Worker:
             length=len(samples),
             global_batch=global_batch,
             micro_batch=micro_batch,
-            end=_end(len(samples), global_batch, epochs, steps) if end is None else end,
+            end=end_of(len(samples), global_batch, epochs, steps) if end is None else end,
         )
         plan.require_leaves_for(self.size)
+        self._end = plan.end
+        self._switches = switches(self._phases, plan.end, global_batch)
         collate = collate or torch.utils.data.default_collate
         mine = plan.leaves(self.position, rank=self.rank, size=self.size)
-        batches = ((leaf, collate(_fetch(samples, leaf.indices))) for leaf in mine)
+        batches = ((leaf, collate(fetch(samples, leaf.indices))) for leaf in mine)
         with prefetch(batches) as ready:
             self.restart_clock()
             while True:
@@ -165,12 +223,16 @@ class Worker:
                     return
                 self._leaf, batch = item
                 self._open(self._leaf)
-                yield _to(batch, self._device)
+                yield to_device(batch, self._device)
 
     def _open(self, leaf: Leaf) -> None:
         """Get ready for a leaf: its step's tree, its random state."""
         if leaf.opens_step:
-            self._exchange.begin(leaf.leaves)
+            self.enter(sum(start <= self.position for start in self._switches[1:]))
+            mine = share(leaf.leaves, self.size, self.rank)
+            alone = self.rounds is not None
+            self._stage.exchange.begin(mine.stop - mine.start if alone else leaf.leaves)
+            self._targets, self._spoilt = 0, False
         if not leaf.ghost:
             for observe in self.leaf_observers:
                 observe(leaf)
@@ -183,9 +245,14 @@ class Worker:
         """
         if self._leaf is None:
             raise ValueError("backward must follow a batch of worker.batches(...)")
-        if not self._leaf.ghost:
-            with self._naming_the_step():
-                self._exchange.add_leaf(total, count, stop=self._stop)
+        if self._leaf.ghost or self._spoilt:
+            return
+        self._targets += count
+        try:
+            with _naming(self.steps + 1):
+                self._stage.exchange.add_leaf(total, count, stop=self._stop)
+        except NonFiniteGradient as error:
+            self._spoil(error)
 
     def step(self) -> Step | None:
         """Finish the step if this was the worker's last leaf of it; else do nothing, return None.
@@ -196,26 +263,65 @@ class Worker:
             raise ValueError("step must follow a batch of worker.batches(...)")
         if not self._leaf.closes_step:
             return None
-        with self._naming_the_step():
-            reduced = self._exchange.finish(stop=self._stop)
-        with self.ledger.spend("exchanging"):
-            if self.clip is not None and reduced.norm > self.clip:
-                self._exchange.scale(self.clip / reduced.norm)
-        self._update()
-        self.position, self._leaf = self._leaf.step_stop, None
+        leaf = self._leaf
+        if self.rounds is None:
+            reduced, seen, agreement = self._finish(self._stop), 1.0, Agreement()
+        else:
+            reduced, agreement = self._local_step(self.rounds, last=leaf.step_stop >= self._end)
+            mine = share(leaf.leaves, self.size, self.rank)
+            seen = (mine.stop - mine.start) / leaf.leaves
+        self.position, self._leaf = leaf.step_stop, None
         self.steps += 1
         now = time.perf_counter()
         seconds, self._began = now - self._began, now
         return Step(
             number=self.steps,
             position=self.position,
-            loss=reduced.total / reduced.count,
+            loss=reduced.total / reduced.count if reduced.count else math.nan,
             count=reduced.count,
+            seen=seen,
             gradient_norm=reduced.norm,
-            stop=reduced.stop,
+            stop=agreement.stop if self.rounds else reduced.stop,
             seconds=seconds,
             ledger=self.ledger.reset(),
+            agreed_loss=agreement.loss,
+            events=agreement.events,
         )
+
+    def _finish(self, stop: bool) -> Reduced:
+        """Complete the exchange of a step's gradients, clip, and update."""
+        with _naming(self.steps + 1):
+            reduced = self._stage.exchange.finish(stop=stop)
+        with self.ledger.spend("exchanging"):
+            if self.clip is not None and reduced.norm > self.clip:
+                self._stage.exchange.scale(self.clip / reduced.norm)
+        self._update()
+        return reduced
+
+    def _local_step(self, rounds: Rounds, *, last: bool) -> tuple[Reduced, Agreement]:
+        """Step alone, if there is something to learn from, and agree where it is time to."""
+        reduced = Reduced(total=0.0, count=0, norm=0.0, stop=False)
+        if self._targets and not self._spoilt:
+            try:
+                reduced = self._finish(False)
+            except NonFiniteGradient as error:
+                self._spoil(error)
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        with self.ledger.spend("exchanging"):
+            return reduced, rounds.after_step(
+                reduced.total, reduced.count, rate=rate, last=last, stop=self._stop
+            )
+
+    def _spoil(self, error: NonFiniteGradient) -> None:
+        """Begin again from what was last agreed on, without what led away from it.
+
+        Raises the error where every step is agreed on.
+        """
+        if self.rounds is None:
+            raise error
+        self._spoilt = True
+        self.rounds.spoil()
+        self.optimizer.state.clear()
 
     def ask_to_stop(self) -> None:
         """Let every worker see `Step.stop` after one and the same step, a coming one."""
@@ -228,11 +334,20 @@ class Worker:
 
     def weights_hash(self) -> str:
         """SHA-256 of all parameters, by name and value, in the model's own order."""
-        digest = hashlib.sha256()
-        for name, parameter in self.model.named_parameters():
-            digest.update(name.encode())
-            digest.update(parameter.detach().contiguous().cpu().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return weights_hash(self.model)
+
+    @contextmanager
+    def agreed(self) -> Iterator[None]:
+        """Inside, the model has the parameters that all workers agree on, not its own."""
+        if self.rounds is None:
+            yield
+            return
+        own = self._weights.clone()
+        self._weights.copy_(self.rounds.replica)
+        try:
+            yield
+        finally:
+            self._weights.copy_(own)
 
     def close(self) -> None:
         """Leave the run."""
@@ -249,14 +364,15 @@ class Worker:
 
     def _update(self) -> None:
         """Step what this worker steps; under `update="owner"`, publish it."""
-        if self.strategy.update == "everyone":
-            self._exchange.hand_over()
+        if not self.sharded:
+            self._stage.exchange.hand_over()
             self.optimizer.step()
             return
         starts = {place.name: place.range.start for place in self.layout.places}
         for part in self.slices:
             first = starts[part.name]
-            part.parameter.grad = self._exchange.gradient[first + part.start : first + part.stop]
+            gradient = self._stage.exchange.gradient
+            part.parameter.grad = gradient[first + part.start : first + part.stop]
         self.optimizer.step()
         with self.ledger.spend("exchanging"):
             moves = [
@@ -266,97 +382,13 @@ class Worker:
             for move in moves:
                 move.wait()
 
-    def _gather_weights(self) -> Tensor:
-        """Move the parameters into one flat buffer, with worker 0's values everywhere."""
-        flat = self.wire.allocate(self.layout.elements, self._parameters[0].dtype)
-        for parameter, view in zip(self._parameters, self.layout.views(flat), strict=True):
-            view.copy_(parameter.detach())
-            parameter.data = view
-        self.wire.gather(torch.zeros(1, dtype=torch.float64)).wait()  # all have copied theirs
-        nothing = Range(self.layout.elements, self.layout.elements)
-        all_of_it = Range(0, self.layout.elements)
-        pieces = [all_of_it] + [nothing] * (self.size - 1)
-        self.wire.publish(flat, pieces, "parameters").wait()
-        return flat
 
-    def _share_what_does_not_train(self) -> None:
-        """Frozen parameters and buffers must be equal on all workers; they are never exchanged."""
-        digests = {
-            name: hashlib.sha256(
-                value.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data
-            ).hexdigest()
-            for name, value in [
-                *((n, p) for n, p in self.model.named_parameters() if not p.requires_grad),
-                *self.model.named_buffers(),
-            ]
-        }
-        for worker, theirs in enumerate(self.world.exchange("frozen", digests)):
-            for name, digest in digests.items():
-                if theirs.get(name) != digest:
-                    raise ShoalError(
-                        f"{name!r} does not train and differs between worker {self.rank} and "
-                        f"worker {worker}: give every worker the same"
-                    )
-
-    def _refuse_running_statistics(self) -> None:
-        for name, module in self.model.named_modules():
-            if getattr(module, "track_running_stats", False):
-                raise ShoalError(
-                    f"{name!r} ({type(module).__name__}) keeps running statistics of the batches "
-                    "that one worker happens to see; use GroupNorm or LayerNorm, or "
-                    "track_running_stats=False"
-                )
-
-    def _naming_the_step(self) -> _NamingTheStep:
-        return _NamingTheStep(self.steps + 1)
-
-
-class _NamingTheStep:
+@contextmanager
+def _naming(step: int) -> Iterator[None]:
     """Adds the step to the message of a contribution that was refused."""
-
-    def __init__(self, step: int) -> None:
-        self._step = step
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, NonFiniteGradient):
-            raise NonFiniteGradient(
-                f"{error} in step {self._step}; no worker has applied that step"
-            ) from None
-
-
-def seed_everything(seed: int, step: int, leaf: int) -> None:
-    """Seed every random state by (seed, step, leaf), so that a leaf is the same on any worker."""
-    digest = hashlib.blake2b(f"{seed}/{step}/{leaf}".encode(), digest_size=8).digest()
-    value = int.from_bytes(digest, "little")
-    torch.manual_seed(value >> 1)
-    np.random.seed(value % 2**32)
-    random.seed(value)
-
-
-def _end(length: int, global_batch: int, epochs: float | None, steps: int | None) -> int:
-    if epochs is not None and steps is not None:
-        raise ValueError("give steps or epochs, not both")
-    if steps is not None:
-        return steps * global_batch
-    return round((1 if epochs is None else epochs) * length)
-
-
-def _fetch(samples: Any, indices: list[int]) -> list[Any]:
-    if hasattr(samples, "__getitems__"):  # torch's own name for fetching several at once
-        fetched: list[Any] = samples.__getitems__(indices)
-        return fetched
-    return [samples[index] for index in indices]
-
-
-def _to(batch: Any, device: torch.device) -> Any:
-    if device.type == "cpu":
-        return batch
-    if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, Mapping):
-        return {key: _to(value, device) for key, value in batch.items()}
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(_to(value, device) for value in batch)
-    return batch
+    try:
+        yield
+    except NonFiniteGradient as error:
+        raise NonFiniteGradient(
+            f"{error} in step {step}; no worker has applied that step"
+        ) from None

@@ -9,6 +9,7 @@ from shoal.config import flatten, suggestion
 from shoal.data.config import DataConfig
 from shoal.errors import ShoalError
 from shoal.models.config import ModelConfig
+from shoal.strategy.options import LocalConfig, build_strategy, resolve_local
 from shoal.train.optimizer import OptimizerConfig, resolve_optimizer
 from shoal.train.precision import PRECISIONS
 from shoal.train.records import RecordsConfig
@@ -81,7 +82,7 @@ class RunConfig:
     recipe: str = "lm"
     """What is trained: a file of `shoal/recipes`."""
     strategy: str = "ddp"
-    """How workers agree: `ddp` (everyone updates) or `zero1` (the owner of a shard updates)."""
+    """How workers agree, and after a + how it looks on the wire: `ddp`, `diloco`, `ddp+bf16`."""
     wire: str = "auto"
     """How bytes cross: `shared_memory` (one host), `collective` (torch.distributed), or `auto`."""
     workers: int = 1
@@ -106,6 +107,8 @@ class RunConfig:
     """Samples of a step and of a leaf."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     """The length of the run."""
+    local: LocalConfig = field(default_factory=LocalConfig)
+    """Local steps between agreements, for the strategies that take them."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The update rule and its constants."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -130,6 +133,7 @@ def resolve(config: RunConfig) -> RunConfig:
     validate(config)
     return dataclasses.replace(
         config,
+        local=resolve_local(config.strategy, config.local),
         optimizer=resolve_optimizer(config.optimizer),
         schedule=resolve_schedule(config.schedule),
     )
@@ -153,11 +157,7 @@ def validate(config: RunConfig) -> None:
             f"{' and '.join(f'budget.{key}' for key in lengths)} are set, "
             "but a run has one length; set the others to none"
         )
-    # Last, because the parts of a strategy import torch: other mistakes are told at once.
-    from shoal.strategy.compat import require_legal
-    from shoal.strategy.presets import named
-
-    require_legal(named(config.strategy))
+    build_strategy(config.strategy, config.local)
 
 
 def budget_settings(unit: str, value: int) -> list[str]:

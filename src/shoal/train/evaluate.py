@@ -29,7 +29,8 @@ def evaluate(
     mine = share(batches, worker.size, worker.rank)
     # A worker without a batch measures one all the same, to know the metrics' names.
     chosen = range(mine.start, mine.stop) if mine.stop > mine.start else range(1)
-    names, ratios = _ratios(worker.model, task, chosen, count, micro_batch, precision)
+    with worker.agreed():
+        names, ratios = _ratios(worker.model, task, chosen, count, micro_batch, precision)
     widest = share(batches, worker.size, 0)
     rows = torch.zeros(widest.stop - widest.start, len(names), 2, dtype=torch.float64)
     rows[: mine.stop - mine.start] = ratios[: mine.stop - mine.start]

@@ -2,6 +2,7 @@
 
 run.json          the configuration, the data's fingerprint, the number of workers
 records.jsonl     a line a step
+workers/          the same of every other worker, for its own times and bytes
 checkpoints/      the newest complete ones
 tensorboard/      event files
 """

@@ -39,6 +39,7 @@ class Training:
     """The run's length in samples."""
     observers: list[Callable[[Step], None]] = field(default_factory=list)
     """Called after each step, before it is recorded or saved."""
+    save_is_due: bool = False
 
     @property
     def steps(self) -> int:
@@ -88,9 +89,13 @@ class Training:
         record = _record(step, rate, held_out)
         self.recorders.write(record, last=last)
         self.progress.step(record, last=last)
+        for rank, event in step.events:
+            self.progress.warn(rank, f"{event} (step {step.number})")
         every = self.config.checkpoint.save_every
-        if last or (every and step.number % every == 0):
+        self.save_is_due |= last or bool(every and step.number % every == 0)
+        if self.save_is_due and self.worker.settled:
             save(self.worker, self.checkpoints, self.progress)
+            self.save_is_due = False
         self.worker.restart_clock()
         return last
 
@@ -105,7 +110,7 @@ def _record(step: Step, rate: float, held_out: dict[str, float] | None) -> Recor
         loss=step.loss,
         lr=rate,
         grad_norm=step.gradient_norm,
-        tokens_per_second=step.count / step.seconds,
+        tokens_per_second=step.count / step.seen / step.seconds if step.seen else 0.0,
         seconds_computing=step.seconds - sum(idle.values()),
         seconds_exchanging=idle.get("exchanging", 0.0),
         seconds_waiting=idle.get("waiting", 0.0),
@@ -113,6 +118,8 @@ def _record(step: Step, rate: float, held_out: dict[str, float] | None) -> Recor
         bytes_sent=sum(ledger.sent.values()),
         bytes_received=sum(ledger.received.values()),
         held_out=held_out,
+        agreed_loss=step.agreed_loss,
+        events=[f"worker {rank}: {event}" for rank, event in step.events] or None,
     )
 
 

@@ -1,6 +1,7 @@
 """The figures of a run, a line a step: JSON lines always, other recorders where asked for.
 
-Only the first worker of a run records. A resumed run first forgets every record after the
+The first worker's records are the run's; the others keep theirs in `workers/RANK.jsonl`, each on
+its own host, for their own times and bytes. A resumed run first forgets every record after the
 step it resumes from, so that no step appears twice.
 """
 
@@ -19,6 +20,7 @@ import msgspec
 from shoal.errors import ShoalError
 
 RECORDS_FILE = "records.jsonl"
+WORKERS_FOLDER = "workers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +46,15 @@ class Record:
     position: int
     """Samples consumed by the run so far."""
     tokens: int
-    """Target tokens of this step."""
+    """Target tokens of this step; of a local step, those of the recording worker alone."""
     loss: float
-    """Mean over the target tokens of the global batch, in nats."""
+    """Mean over those target tokens, in nats."""
     lr: float
     """The learning rate that this step used."""
     grad_norm: float
     """Global norm of the gradient before clipping."""
     tokens_per_second: float
-    """Target tokens of this step over the time since the step before it ended."""
+    """Target tokens of all workers in this step over the time since the step before it ended."""
     seconds_computing: float
     """Forward, backward, and local sums."""
     seconds_exchanging: float
@@ -67,6 +69,10 @@ class Record:
     """By this worker in this step."""
     held_out: Mapping[str, float] | None = None
     """Metrics over held-out samples, after this step, where it was measured."""
+    agreed_loss: float | None = None
+    """Where local steps were agreed on: the mean loss of all workers since the time before."""
+    events: Sequence[str] | None = None
+    """What was refused or repaired in this step."""
 
     def figures(self) -> dict[str, float]:
         """The record for a plotting tool: a name with a group to each number."""
@@ -85,6 +91,8 @@ class Record:
             for group, names in groups.items()
             for name in names
         }
+        if self.agreed_loss is not None:
+            named["train/agreed_loss"] = self.agreed_loss
         return named | {f"held_out/{name}": value for name, value in (self.held_out or {}).items()}
 
 
@@ -111,7 +119,8 @@ def read_records(path: Path) -> list[dict[str, Any]]:
 
 def is_due(record: Record, every: int, *, edge: bool) -> bool:
     """Whether a step is recorded. `edge` marks the first and the last step of a process."""
-    return edge or record.held_out is not None or record.step % every == 0
+    special = record.held_out is not None or record.events is not None
+    return edge or special or record.step % every == 0
 
 
 class JsonLines:
@@ -200,7 +209,7 @@ class Hosted:
 
 
 class Recorders:
-    """All recorders of a run; none on any worker but the first."""
+    """All recorders of a worker."""
 
     def __init__(
         self, recorders: Sequence[Recorder], *, every: int, warn: Callable[[str], None]
@@ -255,11 +264,12 @@ def open_recorders(
     folder: Path,
     *,
     worker: int,
+    workers: int,
     resumed_step: int,
     run: Mapping[str, Any],
     warn: Callable[[str], None],
 ) -> Recorders:
-    """The recorders of the run in `folder`; on any worker but 0, none.
+    """The recorders of the run in `folder`; on any worker but 0, its own JSON lines alone.
 
     `run` is the run's flat configuration, for the tools that show it. `resumed_step` is the
     number of steps that the checkpoint holds: 0 for a new run.
@@ -273,7 +283,28 @@ def open_recorders(
         if config.tensorboard:
             recorders.append(TensorBoard(folder / "tensorboard", resumed_step=resumed_step))
         recorders.append(JsonLines(folder / RECORDS_FILE, resumed_step=resumed_step))
+        for rank, path in worker_files(folder).items():
+            if rank >= workers:  # of a worker that is gone, and that will not do it itself
+                _truncate(path, resumed_step)
+    else:
+        recorders += _own_lines(folder / WORKERS_FOLDER / f"{worker}.jsonl", resumed_step, warn)
     return Recorders(recorders, every=config.every, warn=warn)
+
+
+def worker_files(folder: Path) -> dict[int, Path]:
+    """The records of the workers after the first, as far as they lie on this disk, by rank."""
+    paths = (folder / WORKERS_FOLDER).glob("*.jsonl")
+    return {int(path.stem): path for path in sorted(paths) if path.stem.isdecimal()}
+
+
+def _own_lines(path: Path, resumed_step: int, warn: Callable[[str], None]) -> list[Recorder]:
+    """A worker's own lines; a host that cannot keep them trains all the same."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return [JsonLines(path, resumed_step=resumed_step)]
+    except OSError as error:
+        warn(f"its times and bytes are not recorded: {error}")
+        return []
 
 
 def _whole_lines(content: bytes) -> list[tuple[bytes, dict[str, Any]]]:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from shoal.checkpoint import Checkpoints, FileEntry
+from shoal.checkpoint.own_state import own_tensors, phase_entries
 from shoal.checkpoint.state import model_tensors, optimizer_tensors
 from shoal.errors import ShoalError
 from shoal.strategy.worker import Worker
@@ -30,7 +31,8 @@ def save(worker: Worker, checkpoints: Checkpoints, progress: Progress) -> bool:
     problems = [problems[0] or replies[0]["problem"], *(r["problem"] for r in replies[1:])]
     if first and not any(problems):
         files = [FileEntry(**file) for reply in replies for file in reply["files"]]
-        manifest: dict[str, Any] = {"position": worker.position, "steps": worker.steps}
+        manifest: dict[str, Any] = {"position": worker.position, "steps": worker.steps,
+                                    **phase_entries(worker)}  # fmt: skip
         problems[0] = _problem(
             lambda: checkpoints.commit(
                 checkpoints.partial(worker.steps), worker.steps, files, manifest
@@ -50,9 +52,14 @@ def _write(worker: Worker, checkpoints: Checkpoints) -> list[FileEntry]:
     entries = []
     if worker.rank == 0:
         entries.append(checkpoints.write(partial, "model.safetensors", model_tensors(worker)))
-    if worker.rank == 0 or worker.strategy.update == "owner":
+    if worker.sharded or (worker.rank == 0 and worker.rounds is None):
         name = f"optimizer-{worker.rank}.safetensors"
         entries.append(checkpoints.write(partial, name, optimizer_tensors(worker)))
+    own = own_tensors(worker)
+    if worker.rounds is not None:
+        own |= optimizer_tensors(worker, f"worker/{worker.rank}/optimizer")
+    if own:
+        entries.append(checkpoints.write(partial, f"worker-{worker.rank}.safetensors", own))
     return entries
 
 

@@ -17,8 +17,9 @@ from shoal.checkpoint import Checkpoint, Checkpoints
 from shoal.checkpoint.state import restore
 from shoal.config import flatten
 from shoal.errors import ShoalError
-from shoal.strategy.presets import named
-from shoal.strategy.worker import Worker, join, seed_everything
+from shoal.strategy.options import build_strategy
+from shoal.strategy.random_states import seed_everything
+from shoal.strategy.worker import Worker, join
 from shoal.tasks.base import Task
 from shoal.train.config import RunConfig
 from shoal.train.folder import hold, new_folder, read_manifest, write_manifest
@@ -92,6 +93,7 @@ def start(
             config.records,
             folder,
             worker=world.rank,
+            workers=world.size,
             resumed_step=worker.steps,
             run=flatten(config),
             warn=lambda text: progress.warn(world.rank, text),
@@ -147,7 +149,7 @@ def _join(config: RunConfig, task: Task, world: World, stack: ExitStack) -> Work
         join(
             model,
             build_optimizer(model, config.optimizer),
-            strategy=named(config.strategy),
+            strategy=build_strategy(config.strategy, config.local),
             seed=config.seed,
             clip=config.clip,
             wire=config.wire,

@@ -47,7 +47,7 @@ class CollectiveWire:
         self.rank, self.size = world.rank, world.size
         self._world, self._ledger, self._device = world, ledger, device
         self._turn = 0
-        self._inboxes: dict[tuple[int, int, int], Tensor] = {}
+        self._inboxes: dict[tuple[int, int, int, torch.dtype], Tensor] = {}
         self._owns_group = not dist.is_initialized()
         if self._owns_group:
             try:
@@ -129,7 +129,7 @@ class CollectiveWire:
         """Memory for what arrives, used again once its bucket is finished: fresh pages cost
         more than the bytes that come to lie in them. At most `window` + 1 buckets are open.
         """
-        key = (self._turn, worker, slot)
+        key = (self._turn, worker, slot, like.dtype)
         if key not in self._inboxes or len(self._inboxes[key]) < elements:
             self._inboxes[key] = like.new_empty(elements)
         return self._inboxes[key][:elements]

@@ -1,0 +1,163 @@
+"""The largest values and where they are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from shoal.codec.checks import check_feedback, check_whole
+from shoal.errors import ShoalError
+
+if TYPE_CHECKING:  # a strategy can be named and refused without torch
+    from torch import Tensor
+
+    from shoal.codec.base import Spec, State
+
+CHUNK = 4096
+"""Elements among which the largest are sought: 64 x 64, and a place in it takes 12 bits."""
+GROUP = 8
+"""Elements whose maximum is looked at first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopK:
+    """The `top` largest |x| of each 4096 elements; the rest is zero.
+
+    A place takes 12 bits. A value takes 16, as bf16 (in all 224 bytes for 4096 elements at
+    top 64), or 2: its sign, and which of two magnitudes that its chunk sends along, as bf16
+    (116 bytes). The two are the means below and above a threshold, which starts at the mean and
+    moves twice to the middle between them (Lloyd's k-means).
+
+    A last chunk of m elements, or a small tensor, sends its min(top, m) largest.
+
+    SparseLoCo: Sarfi et al., arXiv 2508.15706, with 2 bits and feedback 0.95.
+    """
+
+    top: int = 64
+    value_bits: Literal[2, 16] = 16
+    feedback: float = 1.0
+    exact = False
+
+    def __post_init__(self) -> None:
+        check_feedback(self.feedback)
+        check_whole("top of TopK", self.top, 1, CHUNK)
+        if self.value_bits not in (2, 16):
+            raise ShoalError(f"TopK sends values of 2 or 16 bits, not {self.value_bits}")
+
+    def init(self, spec: Spec) -> State:
+        """Nothing to remember."""
+        return {}
+
+    def wire_bytes(self, spec: Spec) -> int:
+        """2 bytes a value, or 2 bits and 4 bytes a chunk; 12 bits a place."""
+        return self._sizes(math.prod(spec.shape))[-1]
+
+    def encode(self, chunk: Tensor, payload: Tensor, state: State) -> State:
+        """[values or magnitudes, bf16][2-bit codes][places], by chunks, places ascending."""
+        import torch
+
+        from shoal.codec.bf16 import LARGEST
+        from shoal.codec.packing import pack, pack_12
+
+        flat = chunk.reshape(-1)
+        _, floats, codes_end, _ = self._sizes(len(flat))
+        found = [_largest(part, self.top) for part in _parts(flat)]
+        places = torch.cat([place.view(-1) for place, _ in found])
+        if self.value_bits == 16:
+            sent = [values for _, values in found]
+        else:
+            coded = [_two_magnitudes(values) for _, values in found]
+            sent = [magnitudes for magnitudes, _ in coded]
+            codes = torch.cat([codes.view(-1) for _, codes in coded])
+            pack(codes, 2, payload[floats:codes_end])
+        flat_sent = torch.cat([values.view(-1) for values in sent]).clamp_(-LARGEST, LARGEST)
+        payload[:floats].view(torch.bfloat16).copy_(flat_sent)
+        pack_12(places, payload[codes_end:])
+        return state
+
+    def decode(self, payload: Tensor, chunk: Tensor) -> None:
+        """Zeros, and the values at their places."""
+        import torch
+
+        from shoal.codec.packing import unpack, unpack_12
+
+        flat = chunk.view(-1)
+        count, floats, codes_end, _ = self._sizes(len(flat))
+        sent = payload[:floats].view(torch.bfloat16).float()
+        places = unpack_12(payload[codes_end:], count)
+        codes = unpack(payload[floats:codes_end], 2, count) if self.value_bits == 2 else None
+        flat.zero_()
+        start = chunks = 0
+        for part in _parts(flat):
+            rows, width = len(part), min(self.top, part.shape[1])
+            here = slice(start, start + rows * width)
+            if codes is None:
+                values = sent[here].view(rows, width)
+            else:
+                pairs = sent[2 * chunks : 2 * (chunks + rows)].view(rows, 2)
+                code = codes[here].view(rows, width).long()
+                values = pairs.gather(1, code & 1) * (1 - (code & 2))
+            # Damaged bytes may name any place; what they decode to is wrong, but inside.
+            inside = places[here].view(rows, width).clamp_(max=part.shape[1] - 1)
+            part.scatter_(1, inside, values)
+            start, chunks = here.stop, chunks + rows
+
+    def _sizes(self, elements: int) -> tuple[int, int, int, int]:
+        """Values; and the bytes up to the end of the bf16 numbers, of the codes, of the places."""
+        whole, short = divmod(elements, CHUNK)
+        count = whole * self.top + min(self.top, short)
+        if self.value_bits == 16:
+            floats = codes_end = 2 * count
+        else:
+            floats = 4 * (whole + (short > 0))
+            codes_end = floats + -(-count // 4)
+        return count, floats, codes_end, codes_end + (3 * count + 1) // 2
+
+
+def _parts(flat: Tensor) -> list[Tensor]:
+    """Views [chunks, 4096] and [1, what is left over], where there are such."""
+    whole = len(flat) // CHUNK * CHUNK
+    parts = [flat[:whole].view(-1, CHUNK), flat[whole:].view(1, -1)]
+    return [part for part in parts if part.numel()]
+
+
+def _largest(part: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Places and values [chunks, top] of the largest |x| of [chunks, elements].
+
+    A group of elements can hold one of the `top` largest only if its maximum is among the
+    `top` largest maxima. So most of a chunk is never sorted.
+    """
+    size = part.abs()
+    chunks, elements = size.shape
+    groups = elements // GROUP
+    if elements % GROUP or groups <= 2 * top:
+        places = size.topk(min(top, elements), sorted=False).indices
+    else:
+        # Group g is the elements g, groups + g, 2 groups + g ...: maxima of contiguous runs.
+        grouped = size.view(chunks, GROUP, groups)
+        best = grouped.amax(1).topk(top, sorted=False).indices
+        there = best[:, None, :].expand(-1, GROUP, -1)
+        chosen = grouped.gather(2, there).view(chunks, -1).topk(top, sorted=False).indices
+        places = chosen // top * groups + best.gather(1, chosen % top)
+    places = places.sort().values
+    return places, part.gather(1, places)
+
+
+def _two_magnitudes(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The two magnitudes [chunks, 2] of values [chunks, top], and the codes [chunks, top].
+
+    A code is 1 for the larger magnitude, plus 2 for a minus. In fp64 no sum overflows.
+    """
+    import torch
+
+    size = values.abs().double()
+    low = high = size.mean(1, keepdim=True)
+    for _ in range(3):
+        above = size > (low + high) / 2
+        many = above.sum(1, keepdim=True)
+        # The smallest is never above. Where nothing is, all are equal.
+        low = (size * ~above).sum(1, keepdim=True) / (size.shape[1] - many)
+        high = torch.where(many > 0, (size * above).sum(1, keepdim=True) / many, low)
+    codes = above.to(torch.uint8) | values.signbit().to(torch.uint8) << 1
+    return torch.cat([low, high], 1).float(), codes

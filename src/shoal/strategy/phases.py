@@ -1,0 +1,69 @@
+"""A run's phases: where each begins, and what carries its gradients and its agreement."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from shoal.codec.identity import Identity
+from shoal.exchange.coded_gradient import CodedExchange
+from shoal.exchange.exchange import Exchange
+from shoal.exchange.layout import lay_out
+from shoal.strategy.parts import Delta, Strategy
+from shoal.strategy.rounds import Rounds
+from shoal.wire.base import Wire
+from shoal.wire.ledger import Ledger
+from shoal.wire.solo import SoloWire
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a worker runs during one phase."""
+
+    strategy: Strategy
+    exchange: Exchange | CodedExchange
+    """Of the gradients of a step: among all workers, or of this one alone between rounds."""
+    rounds: Rounds | None
+    """What is agreed on between local steps."""
+
+
+def phases_of(strategy: Strategy) -> list[Strategy]:
+    """The strategies that follow one another, the last of them the one that is named."""
+    before = phases_of(strategy.first.strategy) if strategy.first else []
+    return [*before, strategy]
+
+
+def switches(phases: Sequence[Strategy], end: int, global_batch: int) -> list[int]:
+    """Where each phase begins, in samples, in a run that ends at `end`: whole steps."""
+    starts = [0]
+    for strategy in phases[1:]:
+        assert strategy.first is not None
+        steps = math.ceil(strategy.first.share * end / global_batch)
+        starts.append(max(starts[-1], steps * global_batch))
+    return starts
+
+
+def enter(
+    strategy: Strategy,
+    named: Sequence[tuple[str, nn.Parameter]],
+    weights: Tensor,
+    wire: Wire,
+    ledger: Ledger,
+) -> Stage:
+    """Set a phase up. `named` are the trainable parameters, `weights` their flat buffer."""
+    parameters = [parameter for _, parameter in reversed(named)]
+    if isinstance(strategy.payload, Delta):
+        solo = SoloWire(weights.device)
+        exchange = Exchange(lay_out(named, 1), parameters, solo, ledger, "everyone")
+        layout = lay_out(named, wire.size)
+        rounds = Rounds(strategy.payload, strategy.update, strategy.codec, layout, weights, wire)
+        return Stage(strategy, exchange, rounds)
+    layout = lay_out(named, wire.size)
+    if isinstance(strategy.codec, Identity):
+        plain = Exchange(layout, parameters, wire, ledger, strategy.update)
+        return Stage(strategy, plain, None)
+    coded = CodedExchange(layout, parameters, wire, ledger, strategy.update, strategy.codec)
+    return Stage(strategy, coded, None)

@@ -1,0 +1,233 @@
+"""Local steps, and what the workers agree on between them (`payload=Delta`).
+
+Each worker keeps its own parameters and a replica of the global ones, equal everywhere.
+After H local steps it contributes how far it has come,
+
+    delta = replica - local        weighted by the tokens behind it,
+
+a fragment's owner takes an outer step with the weighted mean, as with a gradient,
+
+    v = momentum v + mean          change = rate (mean + momentum v)     (Nesterov)
+
+and everybody subtracts the same change from the replica and goes on from it. With P fragments
+one of them is agreed on every H/P steps; with a delay of tau its change arrives while tau
+more steps are taken, and is mixed in: local = mix local + (1 - mix) replica.
+
+Stich, ICLR 2019 (local SGD); Douillard et al., 2023 (DiLoCo) and 2025 (streaming DiLoCo).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from shoal.codec.base import Codec
+from shoal.codec.choice import Choice
+from shoal.exchange.coded import CodedMean, Said
+from shoal.exchange.layout import Layout
+from shoal.exchange.units import by_fragment
+from shoal.strategy.parts import Delta, Update
+from shoal.wire.base import Range, Wire
+
+
+class Agreement(NamedTuple):
+    """What a round, or a fragment's part of one, has to say."""
+
+    loss: float | None = None
+    """Mean loss per target of all workers since they last agreed."""
+    stop: bool = False
+    events: tuple[tuple[int, str], ...] = ()
+    """A worker, and what was done about it."""
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A fragment under way."""
+
+    fragment: int
+    own_at: int
+    """The step, since the phase began, after which owners make their results."""
+    land_at: int
+    """The step after which everybody applies them."""
+
+
+class Rounds:
+    """One worker's side of the rounds of a run, from the step at which local steps begin."""
+
+    def __init__(
+        self,
+        delta: Delta,
+        update: Update,
+        codec: Codec | Choice,
+        layout: Layout,
+        local: Tensor,
+        wire: Wire,
+    ) -> None:
+        """`local` is the flat buffer of this worker's parameters, equal on all workers now."""
+        self.delta, self.update, self.local, self._wire = delta, update, local, wire
+        self.mean = CodedMean(
+            layout, codec, lambda units: by_fragment(units, delta.fragments), wire, local.device
+        )
+        self.replica = wire.allocate(layout.elements, local.dtype)
+        self.replica.copy_(local)
+        self.momentum = torch.zeros_like(local) if delta.outer.momentum else local.new_empty(0)
+        self.steps = 0
+        """Local steps since the phase began."""
+        self.round_start, self.length = 0, delta.inner_steps
+        """Where the present round began, and its H."""
+        self.weights = [0.0] * delta.fragments
+        """Targets behind each fragment's delta so far."""
+        self.since: list[float] = [0.0, 0.0]
+        """Loss sum and targets since this worker last reported them."""
+        self.sent_at = [0] * delta.fragments
+        self.spoilt = False
+        """Whether this worker's parameters were not finite in this round."""
+        self.flight: _Flight | None = None
+        self._outgoing = torch.zeros_like(local)
+
+    def after_step(
+        self, total: float, count: int, *, rate: float, last: bool, stop: bool
+    ) -> Agreement:
+        """Go on after a local step of `count` targets and loss sum `total`.
+
+        `rate` is the inner learning rate, `last` says that the run ends here, `stop` that this
+        worker wants it to.
+        """
+        self.steps += 1
+        self.weights = [weight + count for weight in self.weights]
+        self.since = [self.since[0] + total, self.since[1] + count]
+        heard = self._go_on(last)
+        for fragment in range(self.delta.fragments):
+            if self._due(fragment) or (last and self.sent_at[fragment] < self.steps):
+                self._send(fragment, stop)
+                if last or self.delta.delay == 0:
+                    heard.append(self._land(mix=0.0 if last else self.delta.mix))
+        if self.steps == self.round_start + self.length:
+            self.round_start, self.length = self.steps, self.delta.length_at(rate)
+        return _agreement(heard)
+
+    def spoil(self) -> None:
+        """Begin again from the replica; what this worker would contribute now is refused."""
+        self.local.copy_(self.replica)
+        self.spoilt = True
+
+    def _due(self, fragment: int) -> bool:
+        done = self.steps - self.round_start
+        return done * self.delta.fragments == (fragment + 1) * self.length
+
+    def _go_on(self, last: bool) -> list[Said]:
+        """What the fragment under way needs after this step."""
+        flight = self.flight
+        if flight is None:
+            return []
+        if self.steps == flight.own_at or (last and self.steps < flight.own_at):
+            self._own(flight.fragment)
+        if self.steps == flight.land_at or last:
+            return [self._receive(flight.fragment, self.delta.mix)]
+        return []
+
+    def _send(self, fragment: int, stop: bool) -> None:
+        reach = slice(*self._reach(fragment))
+        out = self._outgoing[reach]
+        torch.sub(self.replica[reach], self.local[reach], out=out)
+        if not bool(out.isfinite().all()):
+            self.spoil()
+        if self.spoilt:
+            out.zero_()
+        weight = 0.0 if self.spoilt else self.weights[fragment]
+        out.mul_(weight)
+        said = Said(
+            weight,
+            total=self.since[0],
+            targets=self.since[1],
+            stop=float(stop),
+            refused=self._wire.rank if self.spoilt else -1,
+            digest=_digest(self.replica[reach]),
+        )
+        self.mean.send(fragment, self._outgoing, said)
+        self.weights[fragment], self.since, self.sent_at[fragment] = 0.0, [0.0, 0.0], self.steps
+        if all(self.sent_at[f] > self.round_start for f in range(self.delta.fragments)):
+            self.spoilt = False
+        delay = self.delta.delay
+        self.flight = _Flight(fragment, self.steps + (delay + 1) // 2, self.steps + delay)
+
+    def _land(self, mix: float) -> Said:
+        assert self.flight is not None
+        self._own(self.flight.fragment)
+        return self._receive(self.flight.fragment, mix)
+
+    def _own(self, fragment: int) -> None:
+        step = self._outer_step if self.update == "owner" else _as_it_is
+        self.mean.own(fragment, step)
+
+    def _receive(self, fragment: int, mix: float) -> Said:
+        def apply(number: int, result: Tensor) -> None:
+            where = slice(*self.mean.units[number].range)
+            change = result if self.update == "owner" else self._outer_step(number, result)
+            self.replica[where].sub_(change)
+
+        heard = self.mean.receive(fragment, apply)
+        reach = self._reach(fragment)
+        if heard.astray >= 0:
+            self._repair(reach, int(heard.astray))
+        local, replica = self.local[slice(*reach)], self.replica[slice(*reach)]
+        if mix:
+            local.lerp_(replica, 1 - mix)
+        else:
+            local.copy_(replica)
+        self.flight = None
+        return heard
+
+    def _outer_step(self, number: int, mean: Tensor) -> Tensor:
+        """The change of one unit, in the mean's memory."""
+        outer = self.delta.outer
+        if outer.momentum:
+            velocity = self.momentum[slice(*self.mean.units[number].range)]
+            velocity.mul_(outer.momentum).add_(mean)
+            mean = mean.add_(velocity, alpha=outer.momentum) if outer.nesterov else velocity.clone()
+        return mean.mul_(outer.lr)
+
+    def _repair(self, reach: Range, astray: int) -> None:
+        """Copy a fragment of the replica from the first worker that is not astray to all."""
+        source = 1 if astray == 0 else 0
+        nothing = Range(reach.stop, reach.stop)
+        pieces = [reach if worker == source else nothing for worker in range(self._wire.size)]
+        everybody_has_applied = self._wire.gather(torch.zeros(1, dtype=torch.float64))
+        everybody_has_applied.wait()
+        self._wire.publish(self.replica, pieces, "parameters").wait()
+
+    def _reach(self, fragment: int) -> Range:
+        """The fragment's elements in the flat buffer."""
+        numbers = self.mean.groups[fragment].units
+        if not numbers:
+            return Range(0, 0)
+        units = self.mean.units
+        return Range(units[numbers[0]].range.start, units[numbers[-1]].range.stop)
+
+
+def _agreement(heard: Sequence[Said]) -> Agreement:
+    events = []
+    for said in heard:
+        if said.refused >= 0:
+            events.append((int(said.refused), "its part of this round was not finite: refused"))
+        if said.astray >= 0:
+            events.append((int(said.astray), "its replica differed: repaired from a peer's, and "
+                           "its part of this round refused"))  # fmt: skip
+    total, targets = sum(said.total for said in heard), sum(said.targets for said in heard)
+    stop = any(said.stop for said in heard)
+    return Agreement(total / targets if targets else None, stop, tuple(events))
+
+
+def _as_it_is(_: int, mean: Tensor) -> Tensor:
+    return mean
+
+
+def _digest(values: Tensor) -> float:
+    """48 bits of a hash, as a number that float64 holds."""
+    data = values.cpu().view(torch.uint8).numpy().data
+    return float(int.from_bytes(hashlib.blake2b(data, digest_size=6).digest(), "little"))

@@ -1,0 +1,114 @@
+"""Local steps and codecs through a checkpoint: nothing is forgotten, whatever the size."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from processes import run
+from training import Case, build, build_optimizer, data, loss_of
+
+import shoal
+from shoal.checkpoint import Checkpoints
+from shoal.checkpoint.state import restore
+from shoal.strategy.options import LocalConfig, build_strategy
+from shoal.train.progress import open_progress
+from shoal.train.saving import save
+
+CASE = Case(optimizer="fused", net="wide", samples=64, steps=14)
+LOCAL = LocalConfig(inner_steps=4, warm_up=0.2)
+FORMS = {
+    "diloco": ("diloco", LOCAL),
+    "diloco+int4": ("diloco+int4", LOCAL),
+    "local_sgd+topk2": ("local_sgd+topk2", LocalConfig(inner_steps=4)),
+    "streaming_diloco": (
+        "streaming_diloco",
+        LocalConfig(inner_steps=4, fragments=2, delay=1, warm_up=0.1),
+    ),
+    "sparse_loco": ("sparse_loco", LOCAL),
+    "ddp+int8": ("ddp+int8", LocalConfig()),
+    "ddp+powersgd": ("ddp+powersgd", LocalConfig()),
+    "zero1+int8": ("zero1+int8", LocalConfig()),
+    "powersgd": ("powersgd", LocalConfig(warm_up=0.3)),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    form: str
+    folder: str
+    begin: bool
+    stop_after: int
+    case: Case = CASE
+
+
+def train(part: Part) -> dict[str, Any]:
+    """Train from the newest checkpoint to a step, and save there."""
+    case = part.case
+    model = build(case)
+    name, local = FORMS[part.form]
+    checkpoints = Checkpoints(Path(part.folder), 9)
+    with (
+        shoal.join(model, build_optimizer(case, model), strategy=build_strategy(name, local),
+                   seed=case.seed, timeout=30) as worker,
+        open(Path(part.folder).parent / f"out-{worker.rank}", "w") as out,
+        open_progress(case.steps, resumed_step=0, every=100, json=False, out=out) as progress,
+    ):  # fmt: skip
+        if not part.begin:
+            checkpoint, _ = checkpoints.newest()
+            restore(worker, checkpoint)
+        owed = worker.coded.mine.residual.double().sum().item() if worker.coded else 0.0
+        replica = worker.weights_hash()
+        for batch in worker.batches(data(case), global_batch=case.global_batch, steps=case.steps,
+                                    micro_batch=case.micro_batch):  # fmt: skip
+            worker.backward(*loss_of(model, batch))
+            step = worker.step()
+            if step and step.number >= part.stop_after and worker.settled:
+                break
+        assert save(worker, checkpoints, progress)
+        with worker.agreed():
+            return {
+                "sha": worker.weights_hash(),
+                "owed at start": owed,
+                "owed": worker.coded.mine.residual.double().sum().item() if worker.coded else 0.0,
+                "steps": worker.steps,
+                "began": replica,
+            }
+
+
+def shas(size: int, part: Part) -> list[dict[str, Any]]:
+    found = run(size, train, part)
+    assert len({worker["sha"] for worker in found}) == 1
+    return found
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_run_that_was_resumed_twice_has_the_bits_of_one_that_never_stopped(form, tmp_path):
+    whole = shas(2, Part(form, str(tmp_path / "whole"), True, 14))
+    parts = str(tmp_path / "parts")
+    shas(2, Part(form, parts, True, 2))
+    shas(2, Part(form, parts, False, 7))  # inside a round, where there are such
+    last = shas(2, Part(form, parts, False, 14))
+    assert last[0]["steps"] == 14
+    assert last[0]["sha"] == whole[0]["sha"]
+
+
+@pytest.mark.parametrize("form", ["diloco+int4", "sparse_loco", "ddp+int8", "zero1+int8"])
+@pytest.mark.parametrize(("old", "new"), [(2, 3), (3, 1)])
+def test_what_is_owed_is_conserved_when_the_number_of_workers_changes(form, old, new, tmp_path):
+    folder = str(tmp_path / "run")
+    before = shas(old, Part(form, folder, True, 9))
+    after = shas(new, Part(form, folder, False, 14))
+    owed = sum(worker["owed"] for worker in before)
+    assert owed != 0
+    assert sum(worker["owed at start"] for worker in after) == pytest.approx(owed, rel=1e-4)
+    assert after[0]["steps"] == 14
