@@ -18,6 +18,9 @@ from commands import launched, prepare, seats
 from shoal.cli import main
 from shoal.errors import ShoalError
 from shoal.lab import Lab
+from shoal.report.trial import trials
+from shoal.strategy.options import LocalConfig
+from shoal.train.config import RunConfig
 
 ACTIVITIES = ("computing", "exchanging", "waiting", "data")
 
@@ -229,6 +232,7 @@ def test_on_hosts_of_a_lab_the_kernel_counts_the_bytes(ground, tmp_path):
         (("--strategies", "ddp", "--target", "nan"), "--target must be a finite loss"),
         (("--strategies", "ddp", "--set", "records.every=2"), "leave records.every at 1"),
         (("--strategies", "ddp", "--workers", "99"), "workers is 99"),
+        (("--strategies", "ddp,zero1", "--set", "local.inner_steps=5"), "has no effect with any"),
         (("nope", "--strategies", "ddp"), "recipe is 'nope'"),
         (("--strategies", "ddp", "--hosts", "2", "--link", "fast"), "fast"),
         (("--strategies", "ddp", "--hosts", "2", "--workers", "3"), "2 hosts have a worker each"),
@@ -241,6 +245,13 @@ def test_what_cannot_be_compared_is_refused_before_anything_starts(ground, words
     assert status == 1 and sentence in said, said
     assert said.startswith("shoal: error: ") and said.count("\n") == 1
     assert set(ground.iterdir()) - before <= {ground / "cache"}
+
+
+def test_an_option_of_local_steps_goes_to_the_strategies_that_take_them(tmp_path):
+    config = RunConfig(local=LocalConfig(inner_steps=7), seed=3)
+    first, second = trials(config, ["ddp", "diloco"], 1, None, tmp_path)
+    assert (first.config.local.inner_steps, second.config.local.inner_steps) == (None, 7)
+    assert first.folder.name == "ddp-seed3"
 
 
 def test_a_run_s_folder_is_made_where_it_is_asked_for(ground):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     from shoal.strategy.presets import PRESETS
 
     rows = []
-    for name, preset in PRESETS.items():
+    for preset in PRESETS.values():
         strategy = preset()
         rows.append(_row(strategy) | {"about": (preset.__doc__ or "").splitlines()[0],
                                       "runs": refusal(strategy) is None})  # fmt: skip
@@ -55,7 +55,7 @@ def _row(strategy: Strategy) -> dict[str, Any]:
 def _part(part: Any) -> str:
     """A part with what differs from its defaults."""
     told = [
-        _part(value) if field.name == "outer" else f"{field.name}={value}"
+        _part(value) if is_dataclass(value) else f"{field.name}={value}"
         for field in fields(part)
         if (value := getattr(part, field.name)) != field.default
     ]

@@ -74,7 +74,7 @@ def _require_exact(config: RunConfig) -> None:
 
     if not build_strategy(config.strategy, config.local).exact:
         raise ShoalError(
-            f"strategy {config.strategy!r} depends on the number of workers by its nature, so there "
+            f"strategy {config.strategy!r} depends on the number of workers by its nature: there "
             "is nothing to prove; verify an exact one (ddp, zero1)"
         )
 

@@ -9,7 +9,7 @@ from shoal.codec.catalogue import codec_named
 from shoal.errors import ShoalError
 from shoal.strategy.compat import require_legal
 from shoal.strategy.parts import Delta, Phase, Strategy
-from shoal.strategy.presets import ddp, named
+from shoal.strategy.presets import named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,9 @@ class LocalConfig:
     growth: float | None = None
     """Rounds grow as the rate decays: max(inner_steps, (growth / rate)^2). none: they do not."""
     warm_up: float | None = None
-    """Share of the run that is trained with `ddp` first; its bytes are counted like all others."""
+    """Share of the run that is trained with another strategy first; its bytes count like all."""
+    warm_up_with: str | None = None
+    """That strategy, such as `ddp` or `ddp+int4`."""
 
 
 _OUTER = {"outer_lr": "lr", "outer_momentum": "momentum"}
@@ -43,14 +45,11 @@ def build_strategy(name: str, local: LocalConfig) -> Strategy:
     Raises ShoalError for a name that is unknown, an option that would have no effect, and parts
     that do not go together.
     """
-    preset, plus, codec = name.partition("+")
-    strategy = replace(named(preset), name=name)
-    if plus:
-        strategy = replace(strategy, codec=codec_named(codec))
+    strategy = _named(name)
     options = {
         f.name: value for f in fields(local) if (value := getattr(local, f.name)) is not None
     }
-    share = options.pop("warm_up", None)
+    share, begin = options.pop("warm_up", None), options.pop("warm_up_with", None)
     if isinstance(strategy.payload, Delta):
         strategy = replace(strategy, payload=_changed(strategy.payload, options))
     elif options:
@@ -58,7 +57,7 @@ def build_strategy(name: str, local: LocalConfig) -> Strategy:
             f"local.{next(iter(options))} has no effect with strategy {name!r}, which takes no "
             "local steps; leave it unset"
         )
-    strategy = _warmed_up(strategy, share)
+    strategy = _warmed_up(strategy, share, begin)
     require_legal(strategy)
     return strategy
 
@@ -66,9 +65,11 @@ def build_strategy(name: str, local: LocalConfig) -> Strategy:
 def resolve_local(name: str, local: LocalConfig) -> LocalConfig:
     """`local` with the strategy's defaults filled in. Raises like `build_strategy`."""
     strategy = build_strategy(name, local)
-    share = strategy.first.share if strategy.first else None
+    first = strategy.first
+    begin = (first.share, first.strategy.name) if first else (0.0, None)
     if not isinstance(strategy.payload, Delta):
-        return replace(local, warm_up=share if local.warm_up is None else local.warm_up)
+        share, name_of_first = begin if first else (None, None)
+        return replace(local, warm_up=share, warm_up_with=name_of_first)
     delta = strategy.payload
     return LocalConfig(
         inner_steps=delta.inner_steps,
@@ -78,7 +79,8 @@ def resolve_local(name: str, local: LocalConfig) -> LocalConfig:
         outer_lr=delta.outer.lr,
         outer_momentum=delta.outer.momentum,
         growth=delta.growth,
-        warm_up=share or 0.0,
+        warm_up=begin[0],
+        warm_up_with=begin[1],
     )
 
 
@@ -90,15 +92,30 @@ def _changed(delta: Delta, options: dict[str, Any]) -> Delta:
     return replace(delta, **options, outer=replace(delta.outer, **outer))
 
 
-def _warmed_up(strategy: Strategy, share: float | None) -> Strategy:
-    if share is None:
+def _warmed_up(strategy: Strategy, share: float | None, begin: str | None) -> Strategy:
+    if share is None and begin is None:
         return strategy
     if strategy.exact and strategy.first is None:
         raise ShoalError(
             f"local.warm_up has no effect with strategy {strategy.name!r}, which is exact from the "
             "first step; leave it unset"
         )
-    if not 0 <= share < 1:
-        raise ShoalError(f"local.warm_up is {share}, but must be at least 0 and below 1")
-    begin = strategy.first.strategy if strategy.first else ddp()
-    return replace(strategy, first=Phase(strategy=begin, share=share) if share else None)
+    first = strategy.first or Phase(strategy=_named("ddp"), share=share or 0.0)
+    if begin is not None:
+        first = replace(first, strategy=_named(begin))
+    if share is not None:
+        first = replace(first, share=share)
+    if not 0 <= first.share < 1:
+        raise ShoalError(f"local.warm_up is {first.share}, but must be at least 0 and below 1")
+    if begin is not None and not first.share:
+        raise ShoalError(
+            "local.warm_up_with has no effect where local.warm_up is 0; leave it unset"
+        )
+    return replace(strategy, first=first if first.share else None)
+
+
+def _named(name: str) -> Strategy:
+    """`PRESET` or `PRESET+CODEC`."""
+    preset, plus, codec = name.partition("+")
+    strategy = replace(named(preset), name=name)
+    return replace(strategy, codec=codec_named(codec)) if plus else strategy

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from shoal.codec.bf16 import BF16
+from shoal.codec.block import Int4
+from shoal.codec.choice import BySize
 from shoal.codec.e3m0 import E3M0
 from shoal.codec.powersgd import PowerSGD
 from shoal.codec.topk import TopK
@@ -28,8 +31,9 @@ NESTEROV = Outer(lr=0.7, momentum=0.9, nesterov=True)
 """The outer optimizer of the DiLoCo papers."""
 
 WARM_UP = 0.2
-"""Share of a run that is trained with `ddp` first. The first steps decide the quality of methods
-that communicate little: see `docs/log.md`."""
+"""Share of a run that begins with `ddp` in 4 bits. The first steps decide the quality of methods
+that communicate little, and at full width they would take most of the time on a slow link:
+see `docs/log.md`."""
 
 
 def ddp() -> Strategy:
@@ -75,15 +79,15 @@ def local_sgd(inner_steps: int = 30) -> Strategy:
 
 
 def post_local_sgd(inner_steps: int = 30, warm_up: float = WARM_UP) -> Strategy:
-    """`ddp` first, then local steps and averages (Lin et al., ICLR 2020)."""
-    return replace(local_sgd(inner_steps), name="post_local_sgd", first=_ddp_for(warm_up))
+    """`ddp` in 4 bits first, then local steps and averages (Lin et al., ICLR 2020)."""
+    return replace(local_sgd(inner_steps), name="post_local_sgd", first=_warm_up(warm_up))
 
 
 def diloco(inner_steps: int = 30, warm_up: float = WARM_UP) -> Strategy:
     """Local steps, then an outer Nesterov step (Douillard et al., 2023)."""
     return Strategy(name="diloco", payload=Delta(inner_steps=inner_steps, outer=NESTEROV),
                     owner=Workers(), timing=EveryStep(), update="owner",
-                    first=_ddp_for(warm_up))  # fmt: skip
+                    first=_warm_up(warm_up))  # fmt: skip
 
 
 def streaming_diloco(inner_steps: int = 30, fragments: int = 3, delay: int = 2, mix: float = 0.5,
@@ -92,19 +96,28 @@ def streaming_diloco(inner_steps: int = 30, fragments: int = 3, delay: int = 2, 
     delta = Delta(inner_steps=inner_steps, outer=NESTEROV, fragments=fragments, delay=delay,
                   mix=mix)  # fmt: skip
     return Strategy(name="streaming_diloco", payload=delta, owner=Workers(), timing=EveryStep(),
-                    codec=E3M0(), update="owner", first=_ddp_for(warm_up))  # fmt: skip
+                    codec=E3M0(), update="owner", first=_warm_up(warm_up))  # fmt: skip
 
 
 def sparse_loco(inner_steps: int = 30, top: int = 64, warm_up: float = WARM_UP) -> Strategy:
-    """The largest changes of local steps, in 2 bits (SparseLoCo, Sarfi et al., 2025)."""
+    """The largest changes of local steps, in 2 bits (SparseLoCo, Sarfi et al., 2025).
+
+    Norms and biases are a thousandth of the bytes, and cross whole in bf16.
+    """
+    largest = BySize(limit=4096, small=BF16(), large=TopK(top=top, value_bits=2, feedback=0.95))
     return Strategy(name="sparse_loco", payload=Delta(inner_steps=inner_steps), owner=Workers(),
-                    timing=EveryStep(), codec=TopK(top=top, value_bits=2, feedback=0.95),
-                    update="everyone", first=_ddp_for(warm_up))  # fmt: skip
+                    timing=EveryStep(), codec=largest,
+                    update="everyone", first=_warm_up(warm_up))  # fmt: skip
 
 
 def powersgd(rank: int = 2, warm_up: float = 0.1) -> Strategy:
     """`ddp` with gradients of low rank (Vogels et al., NeurIPS 2019)."""
-    return replace(ddp(), name="powersgd", codec=PowerSGD(rank=rank), first=_ddp_for(warm_up))
+    return replace(
+        ddp(),
+        name="powersgd",
+        codec=PowerSGD(rank=rank),
+        first=Phase(strategy=ddp(), share=warm_up) if warm_up else None,
+    )
 
 
 PRESETS: dict[str, Callable[[], Strategy]] = {
@@ -124,5 +137,6 @@ def named(name: str) -> Strategy:
     return PRESETS[name]()
 
 
-def _ddp_for(share: float) -> Phase | None:
-    return Phase(strategy=ddp(), share=share) if share else None
+def _warm_up(share: float) -> Phase | None:
+    begin = replace(ddp(), name="ddp+int4", codec=Int4())
+    return Phase(strategy=begin, share=share) if share else None
