@@ -1,7 +1,6 @@
 """Local steps and codecs through a checkpoint: nothing is forgotten, whatever the size."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +9,7 @@ from processes import run
 from training import Case, build, build_optimizer, data, loss_of
 
 import shoal
-from shoal.checkpoint import Checkpoints
-from shoal.checkpoint.state import restore
 from shoal.strategy.options import LocalConfig, build_strategy
-from shoal.train.progress import open_progress
-from shoal.train.saving import save
 
 CASE = Case(optimizer="fused", net="wide", samples=64, steps=14)
 LOCAL = LocalConfig(inner_steps=4, warm_up=0.2)
@@ -48,16 +43,12 @@ def train(part: Part) -> dict[str, Any]:
     case = part.case
     model = build(case)
     name, local = FORMS[part.form]
-    checkpoints = Checkpoints(Path(part.folder), 9)
     with (
         shoal.join(model, build_optimizer(case, model), strategy=build_strategy(name, local),
                    seed=case.seed, timeout=30) as worker,
-        open(Path(part.folder).parent / f"out-{worker.rank}", "w") as out,
-        open_progress(case.steps, resumed_step=0, every=100, json=False, out=out) as progress,
     ):  # fmt: skip
         if not part.begin:
-            checkpoint, _ = checkpoints.newest()
-            restore(worker, checkpoint)
+            assert shoal.resume(worker, part.folder)
         owed = worker.coded.mine.residual.double().sum().item() if worker.coded else 0.0
         replica = worker.weights_hash()
         for batch in worker.batches(data(case), global_batch=case.global_batch, steps=case.steps,
@@ -66,7 +57,7 @@ def train(part: Part) -> dict[str, Any]:
             step = worker.step()
             if step and step.number >= part.stop_after and worker.settled:
                 break
-        assert save(worker, checkpoints, progress)
+        assert shoal.save(worker, part.folder)
         with worker.agreed():
             return {
                 "sha": worker.weights_hash(),

@@ -249,7 +249,8 @@ def test_slurms_variables_give_the_same_bits(ground, whole):
     none = dict.fromkeys(("SHOAL_RENDEZVOUS", "RANK", "WORLD_SIZE", "LOCAL_RANK"))
 
     def slurm(rank: int) -> dict[str, str | None]:
-        numbers = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_NTASKS": "2"}
+        numbers = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank), "SLURM_NTASKS": "2",
+                   "SLURM_STEP_ID": "0"}  # fmt: skip
         return none | numbers | {"SLURM_JOB_ID": job, "SLURM_JOB_NODELIST": "localhost"}
 
     ended = seats(2, "train", "tiny.toml", at=ground, environment=slurm)

@@ -21,6 +21,7 @@ TORCHRUN = {
 }
 SLURM = {
     "SLURM_PROCID": "3",
+    "SLURM_STEP_ID": "0",
     "SLURM_NTASKS": "8",
     "SLURM_LOCALID": "1",
     "SLURM_JOB_ID": "45123",
@@ -56,6 +57,8 @@ def test_a_plain_process_is_alone():
 
 def test_a_slurm_job_of_one_task_is_alone():
     assert find_seat(SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}) == Seat()
+    batch_script = {name: value for name, value in SLURM.items() if name != "SLURM_STEP_ID"}
+    assert find_seat(batch_script) == Seat() and seat_size(batch_script) is None
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from shoal.checkpoint.own_loop import resume as resume
+    from shoal.checkpoint.own_loop import save as save
     from shoal.errors import ShoalError as ShoalError
     from shoal.strategy.presets import ddp as ddp
     from shoal.strategy.presets import diloco as diloco
@@ -33,6 +35,8 @@ _HOMES = {
     "Step": "shoal.strategy.worker",
     "Worker": "shoal.strategy.worker",
     "join": "shoal.strategy.worker",
+    "resume": "shoal.checkpoint.own_loop",
+    "save": "shoal.checkpoint.own_loop",
 } | dict.fromkeys(_PRESETS, "shoal.strategy.presets")
 
 __all__ = [
@@ -45,6 +49,8 @@ __all__ = [
     "local_sgd",
     "post_local_sgd",
     "powersgd",
+    "resume",
+    "save",
     "sparse_loco",
     "streaming_diloco",
     "zero1",

@@ -19,14 +19,16 @@ from typing import IO, Any
 
 from shoal.config import differences, flatten, load
 from shoal.errors import ShoalError
+from shoal.strategy.options import build_strategy
 from shoal.train.config import RunConfig
 
 MANIFEST = "run.json"
 FORMAT = 1
 
 FREE_TABLES = ("checkpoint", "evaluation", "records")
-FREE_KEYS = ("workers", "wire", "strategy", "timeout")
-"""What a resume may change, because the weights do not depend on it."""
+FREE_KEYS = ("workers", "wire", "timeout")
+"""What a resume may change, because the weights of an exact strategy do not depend on it. So may
+one exact strategy follow another."""
 
 
 def new_folder(runs: Path, config: RunConfig) -> Path:
@@ -87,7 +89,10 @@ def run_config(folder: Path) -> RunConfig:
 
 def require_same_run(stored: RunConfig, given: RunConfig) -> None:
     """Raises ShoalError saying what differs, where a resume would train something else."""
-    free = {key: getattr(stored, key) for key in (*FREE_KEYS, *FREE_TABLES)}
+    keys = [*FREE_KEYS, *FREE_TABLES]
+    if all(build_strategy(run.strategy, run.local).exact for run in (stored, given)):
+        keys.append("strategy")
+    free = {key: getattr(stored, key) for key in keys}
     if changed := differences(stored, replace(given, **free)):
         raise ShoalError(
             f"this start differs from the run: {'; '.join(changed)}. Leave it as it was, or "

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from shoal.checkpoint import Checkpoints
+from shoal.checkpoint.saving import save_together
 from shoal.errors import ShoalError
 from shoal.strategy.worker import Step, Worker
 from shoal.tasks.base import Task
@@ -20,7 +21,6 @@ from shoal.train.optimizer import set_learning_rate
 from shoal.train.precision import autocast
 from shoal.train.progress import Progress
 from shoal.train.records import Record, Recorders
-from shoal.train.saving import save
 from shoal.train.schedule import learning_rate
 
 
@@ -94,7 +94,7 @@ class Training:
         every = self.config.checkpoint.save_every
         self.save_is_due |= last or bool(every and step.number % every == 0)
         if self.save_is_due and self.worker.settled:
-            save(self.worker, self.checkpoints, self.progress)
+            save_together(self.worker, self.checkpoints, self.progress.warn)
             self.save_is_due = False
         self.worker.restart_clock()
         return last

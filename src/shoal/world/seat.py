@@ -30,7 +30,7 @@ def find_seat(environment: Mapping[str, str]) -> Seat:
     """
     if "WORLD_SIZE" in environment:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    elif environment.get("SLURM_NTASKS", "1") != "1" and "SLURM_PROCID" in environment:
+    elif environment.get("SLURM_NTASKS", "1") != "1" and _is_task(environment):
         names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
     else:
         return Seat()
@@ -50,8 +50,13 @@ def find_seat(environment: Mapping[str, str]) -> Seat:
 
 def seat_size(environment: Mapping[str, str]) -> int | None:
     """How many workers whoever started this process has started, or None for a plain process."""
-    started = "WORLD_SIZE" in environment or "SLURM_PROCID" in environment
+    started = "WORLD_SIZE" in environment or _is_task(environment)
     return find_seat(environment).size if started else None
+
+
+def _is_task(environment: Mapping[str, str]) -> bool:
+    """Whether srun started this process: a batch script has a SLURM_PROCID too, and no step."""
+    return "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment
 
 
 def _address(environment: Mapping[str, str], size: int) -> str | None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from shoal.checkpoint import Checkpoints, FileEntry
+from shoal.checkpoint.manifest import FileEntry
 from shoal.checkpoint.own_state import own_tensors, phase_entries
 from shoal.checkpoint.state import model_tensors, optimizer_tensors
+from shoal.checkpoint.store import Checkpoints
 from shoal.errors import ShoalError
 from shoal.strategy.worker import Worker
-from shoal.train.progress import Progress
 
 
-def save(worker: Worker, checkpoints: Checkpoints, progress: Progress) -> bool:
-    """Save this step; a save that fails is warned about, and training goes on.
+def save_together(
+    worker: Worker, checkpoints: Checkpoints, warn: Callable[[int, str], None]
+) -> bool:
+    """Save this step; `warn` hears of a save that fails, with the worker, and training goes on.
 
     All or nothing: a failure of any worker leaves the older checkpoints as they were. Returns
     whether the checkpoint is there.
@@ -43,7 +46,7 @@ def save(worker: Worker, checkpoints: Checkpoints, progress: Progress) -> bool:
     problems[0] = world.exchange("save ends", problems[0])[0]
     for rank, text in enumerate(problems):
         if text and first:
-            progress.warn(rank, f"step {worker.steps} is not saved ({text}); training goes on")
+            warn(rank, f"step {worker.steps} is not saved ({text}); training goes on")
     return not any(problems)
 
 
