@@ -11,6 +11,7 @@ from training import trained as exactly
 
 from shoal.codec.bf16 import BF16
 from shoal.codec.block import Int8
+from shoal.codec.topk import TopK
 from shoal.errors import ShoalError
 from shoal.strategy.parts import Delta, EveryStep, Outer, Phase, Strategy, Workers
 from shoal.strategy.presets import ddp, diloco, local_sgd
@@ -158,6 +159,16 @@ def test_a_wish_to_stop_is_agreed_on_at_the_end_of_the_round():
     found = trained(2, Local(strategy=local_sgd(inner_steps=4), case=case, stop=(1, 6)))
     assert [len(worker["steps"]) for worker in found] == [8, 8]
     same("sha", found)
+
+
+def test_what_is_owed_is_worth_no_more_in_a_short_last_round():
+    """It once was divided by the targets of that round alone, and spoilt the model at its end."""
+    case = Case(net="wide", optimizer="fused", samples=64, steps=25)
+    strategy = delta(update="everyone", inner_steps=6, codec=TopK(top=8))
+    found = trained(2, Local(strategy=strategy, case=case))
+    replicas = [np.frombuffer(r, dtype=np.float32) for r in found[0]["replicas"]]
+    moved = [float(np.linalg.norm(replicas[n] - replicas[n - 1])) for n in (11, 17, 23, 24)]
+    assert 0 < moved[-1] < 1.5 * max(moved[:-1])
 
 
 # --- phases ---

@@ -9,9 +9,9 @@
     owner/residual/<parameter>@<start>:<stop>       what codecs still owe of the results
     owner/codec/<parameter>/<first>/<key>
 
-On another number of workers what contributors owe is shared out evenly: its sum, which is what
-the model will get of it in the end, stays the same. A new worker takes the local parameters
-and the inner state of an old one.
+On another number of workers each owes the mean of what the old ones owed: its mean over the
+workers, which is what the model will get of it in the end, stays the same. A new worker takes the
+local parameters and the inner state of an old one.
 """
 
 from __future__ import annotations
@@ -97,11 +97,11 @@ def restore_own(worker: Worker, checkpoint: Checkpoint, stored: set[str]) -> Non
 
 
 def _owed(checkpoint: Checkpoint, unit: Unit, old: int, worker: Worker) -> Tensor:
-    """This worker's own residual, or its share of all where there are more or fewer workers."""
+    """This worker's own residual, or the mean of all where there are more or fewer workers."""
     if old == worker.size:
         return _read(checkpoint, f"worker/{worker.rank}/residual", unit)
     theirs = [_read(checkpoint, f"worker/{rank}/residual", unit) for rank in range(old)]
-    return torch.stack(theirs).sum(0) / worker.size
+    return torch.stack(theirs).mean(0)
 
 
 def _restore_round(rounds: Rounds, checkpoint: Checkpoint, taken: str) -> None:

@@ -38,6 +38,10 @@ class Codec(Protocol):
         """What share of a loss is added to the next chunk: 0 never, 1 all of it."""
         ...
 
+    def for_results(self, workers: int) -> Codec:
+        """The codec of the mean of so many contributions: for most the same."""
+        ...
+
     def init(self, spec: Spec) -> State:
         """The state before the first chunk, equal on every worker."""
         ...

@@ -31,6 +31,10 @@ class BF16:
     def __post_init__(self) -> None:
         check_feedback(self.feedback)
 
+    def for_results(self, workers: int) -> BF16:
+        """The same."""
+        return self
+
     def init(self, spec: Spec) -> State:
         """Nothing to remember."""
         return {}

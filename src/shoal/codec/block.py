@@ -43,6 +43,10 @@ class Int8:
         check_feedback(self.feedback)
         check_whole("the block of Int8", self.block, 1)
 
+    def for_results(self, workers: int) -> Int8:
+        """The same."""
+        return self
+
     def init(self, spec: Spec) -> State:
         """Nothing to remember."""
         return {}
@@ -88,6 +92,10 @@ class Int4:
         check_whole("the block of Int4", self.block, 1)
         if self.block % 2:
             raise ShoalError(f"two codes of Int4 share a byte: its block is even, not {self.block}")
+
+    def for_results(self, workers: int) -> Int4:
+        """The same."""
+        return self
 
     def init(self, spec: Spec) -> State:
         """Nothing to remember."""

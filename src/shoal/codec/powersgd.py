@@ -45,6 +45,10 @@ class PowerSGD:
         if self.least < 1:
             raise ShoalError(f"PowerSGD's `least` must be at least 1, not {self.least}")
 
+    def for_results(self, workers: int) -> PowerSGD:
+        """The same."""
+        return self
+
     def init(self, spec: Spec) -> State:
         """Normal random numbers whose seed is the chunk's name and shape: equal everywhere."""
         import torch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from shoal.codec.checks import check_feedback, check_whole
@@ -44,6 +44,11 @@ class TopK:
         check_whole("top of TopK", self.top, 1, CHUNK)
         if self.value_bits not in (2, 16):
             raise ShoalError(f"TopK sends values of 2 or 16 bits, not {self.value_bits}")
+
+    def for_results(self, workers: int) -> TopK:
+        """As many values for each contributor: else what they chose apart would wait at the owner
+        while they, not seeing it, learn it again, and the model overshoots (`docs/log.md`)."""
+        return replace(self, top=min(self.top * workers, CHUNK))
 
     def init(self, spec: Spec) -> State:
         """Nothing to remember."""

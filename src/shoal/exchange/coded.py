@@ -1,7 +1,7 @@
 """The mean of everybody's flat buffer, coded on its way to the owners and on its way back.
 
-send      each worker encodes its sum by units, and the payloads go to the units' owners
-own       an owner decodes and adds in fp32, divides by the weight, and encodes the result
+send      each worker encodes its own mean by units, and the payloads go to the units' owners
+own       an owner decodes, adds in fp32 by the workers' weights, and encodes the result
 receive   everybody, the owner too, decodes the same result: replicas are equal bit for bit
 
 What a codec loses is kept, by parameter, and goes with the next contribution (error
@@ -9,8 +9,10 @@ feedback: Seide et al., Interspeech 2014; Karimireddy et al., ICML 2019):
 
     sent + residual = contribution + feedback * old residual
 
-Owners do the same with what the coding of their result loses. The numbers that belong to a
-sum (its weight, its loss) lie in the same message, before the payloads.
+Owners do the same with what the coding of their result loses. A worker sends its mean and the
+weight of it, not their product: what is owed would else be worth more in a round of less weight,
+such as a run's last (`docs/log.md` has the run that this once spoilt). Weight and loss lie in the
+same message, before the payloads.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ class Said(NamedTuple):
     """What travels with a sum: of one worker on the way out, of all of them on the way back."""
 
     weight: float
-    """What the sum is to be divided by, such as its number of tokens."""
+    """How many targets lie behind the mean; with 0 it counts for nothing."""
     total: float = 0.0
     """Loss sum of the samples behind it."""
     targets: float = 0.0
@@ -95,19 +97,21 @@ class CodedMean:
         self._wire, self._publishes = wire, publishes
         self.units = units_of(layout)
         self._codecs = [codec_for(codec, unit.spec) for unit in self.units]
-        self.groups: list[Group] = lay_out_groups(
-            self.units, self._codecs, groups(self.units), wire.size
-        )
-        size = self.groups[-1].pieces[-1].stop
-        self._outgoing = wire.allocate(size, torch.uint8)
-        self._incoming = wire.allocate(size, torch.uint8)
+        self._result_codecs = [codec.for_results(wire.size) for codec in self._codecs]
+        members = groups(self.units)
+        self.groups: list[Group] = lay_out_groups(self.units, self._codecs, members, wire.size)
+        """Contributions, in the outgoing buffer."""
+        self.results = lay_out_groups(self.units, self._result_codecs, members, wire.size)
+        """Results, in the incoming one. They have the same owners."""
+        self._outgoing = wire.allocate(self.groups[-1].pieces[-1].stop, torch.uint8)
+        self._incoming = wire.allocate(self.results[-1].pieces[-1].stop, torch.uint8)
         empty = torch.zeros(layout.elements, device=device)
         shares = [codec.feedback for codec in self._codecs]
         self.mine = Coder(self.units, self._codecs, empty, shares)
         """As a contributor: of all units."""
         self.owner = Coder(
             self.units,
-            self._codecs,
+            self._result_codecs,
             torch.zeros_like(empty),
             [1.0 if share else 0.0 for share in shares],
         )
@@ -121,9 +125,12 @@ class CodedMean:
         return self.groups[group].owned[self._wire.rank]
 
     def send(self, group: int, values: Tensor, said: Said) -> None:
-        """Encode my flat sum's units and start them on their way. The values must be finite."""
+        """Encode my flat mean's units and start them on their way. The values must be finite.
+
+        Where they have no weight nothing is encoded, and what is owed stays owed.
+        """
         laid = self.groups[group]
-        for number, at in laid.payloads.items():
+        for number, at in laid.payloads.items() if said.weight else ():
             start, stop = self.units[number].range
             self.mine.encode(number, values[start:stop], self._outgoing[at.start : at.stop])
         for piece in laid.pieces:
@@ -138,21 +145,23 @@ class CodedMean:
         the result.
         Returns what all workers said together, which every owner works out alike.
         """
-        laid, rank = self.groups[group], self._wire.rank
+        laid, back, rank = self.groups[group], self.results[group], self._wire.rank
         parts = [slots[0] for slots in self._flying.pop(group).wait()]
         told = [_read(part) for part in parts]
         everyone = add_up(told)
-        counted = [part for part, said in zip(parts, told, strict=True)
+        counted = [(said.weight / everyone.weight, part)
+                   for part, said in zip(parts, told, strict=True)
                    if said.weight and said.digest == _commonest(told)]  # fmt: skip
         base = laid.pieces[rank].start
         for number in self.owned(group) if everyone.weight else ():
-            at = laid.payloads[number]
-            result = update(number, self._mean(number, counted, at.start - base, everyone.weight))
+            at = laid.payloads[number].start - base
+            result = update(number, self._mean(number, counted, at))
             if self._publishes:
-                self.owner.encode(number, result, self._incoming[at.start : at.stop])
+                payload = self._incoming[slice(*back.payloads[number])]
+                self.owner.encode(number, result, payload)
         if self._publishes:
-            _write(self._incoming, base, everyone)
-            self._landing[group] = self._wire.publish(self._incoming, laid.pieces, "gradient")
+            _write(self._incoming, back.pieces[rank].start, everyone)
+            self._landing[group] = self._wire.publish(self._incoming, back.pieces, "gradient")
         return everyone
 
     def receive(self, group: int, use: Callable[[int, Tensor], None]) -> Said:
@@ -160,28 +169,28 @@ class CodedMean:
 
         Where nobody contributed anything there are none.
         """
-        laid = self.groups[group]
+        back = self.results[group]
         self._landing.pop(group).wait()
-        everyone = _read(self._incoming[laid.pieces[self._wire.rank].start :])
-        for number, at in laid.payloads.items() if everyone.weight else ():
+        everyone = _read(self._incoming[back.pieces[self._wire.rank].start :])
+        for number, at in back.payloads.items() if everyone.weight else ():
             unit = self.units[number]
             result = self._scratch[: unit.range.length]
-            self._codecs[number].decode(
+            self._result_codecs[number].decode(
                 self._incoming[at.start : at.stop], result.view(unit.spec.shape)
             )
             use(number, result)
         return everyone
 
-    def _mean(self, number: int, parts: Sequence[Tensor], at: int, weight: float) -> Tensor:
-        """The decoded contributions to one unit, added in the workers' order, over the weight."""
+    def _mean(self, number: int, parts: Sequence[tuple[float, Tensor]], at: int) -> Tensor:
+        """The decoded contributions to one unit, each by its share, in the workers' order."""
         unit, codec = self.units[number], self._codecs[number]
         size = codec.wire_bytes(unit.spec)
         mean = torch.zeros(unit.range.length, device=self._scratch.device)
         term = self._scratch[: unit.range.length]
-        for part in parts:
+        for share, part in parts:
             codec.decode(part[at : at + size], term.view(unit.spec.shape))
-            mean.add_(term)
-        return mean.div_(weight)
+            mean.add_(term, alpha=share)
+        return mean
 
 
 def add_up(everyone: Sequence[Said]) -> Said:

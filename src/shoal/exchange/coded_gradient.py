@@ -95,9 +95,8 @@ class CodedExchange:
         if self._leaf_sums.left:
             raise ValueError(f"{self._leaf_sums.left} leaves of this step are still to come")
         with self.ledger.spend("exchanging"):
-            if not self._held:  # contribute zeros, of no weight
+            if not self._held:  # contribute nothing, but be there
                 self._stop = stop
-                self.gradient.zero_()
                 for group in range(len(self.mean.groups)):
                     self._send(group)
             while self._flying:
@@ -136,14 +135,14 @@ class CodedExchange:
     def _send(self, group: int) -> None:
         numbers = self.mean.groups[group].units
         finite = math.isfinite(self._total)
-        if numbers and finite:
+        if numbers and finite and self._count:
             start = self.mean.units[numbers[0]].range.start
-            stop = self.mean.units[numbers[-1]].range.stop
-            finite = bool(self.gradient[start:stop].isfinite().all())
-        if not finite:  # a codec cannot carry it; the step will be refused by everybody
-            self.gradient.zero_()
+            mine = self.gradient[start : self.mean.units[numbers[-1]].range.stop]
+            finite = bool(mine.div_(self._count).isfinite().all())
+        # A codec cannot carry what is not finite; the step will be refused by everybody.
         refused = -1 if finite else self.wire.rank
-        said = Said(self._count, self._total if finite else 0.0, self._count, self._stop, refused)
+        weight, total = (self._count, self._total) if finite else (0, 0.0)
+        said = Said(weight, total, self._count, self._stop, refused)
         self.mean.send(group, self.gradient, said)
         self._flying.append(group)
         while len(self._flying) > self.wire.window:

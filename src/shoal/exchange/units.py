@@ -98,36 +98,34 @@ class Group:
         return [unit for units in self.owned for unit in units]
 
 
-def bytes_sent(groups: Sequence[Group], rank: int, *, published: bool = True) -> int:
-    """What a worker sends when every group goes out, and where results come back, once."""
-    sent = 0
-    for group in groups:
-        mine = group.pieces[rank].length
-        sent += sum(piece.length for piece in group.pieces) - mine
-        sent += mine * (len(group.pieces) - 1) * published
-    return sent
-
-
 def lay_out_groups(
     units: Sequence[Unit], codecs: Sequence[Codec], groups: Sequence[Sequence[int]], workers: int
 ) -> list[Group]:
-    """Place the payloads of all groups in one coded buffer, behind one another."""
+    """Place the payloads of all groups in one coded buffer, behind one another.
+
+    Owners are told by the elements of the units, and so are the same for any codec.
+    """
     end = 0
     laid_out = []
     for members in groups:
-        sizes = [_padded(codecs[unit].wire_bytes(units[unit].spec)) for unit in members]
-        size_of = dict(zip(members, sizes, strict=True))
-        owned = split(members, sizes, workers)
+        owned = split(members, [units[unit].range.length for unit in members], workers)
         pieces, payloads = [], {}
         for theirs in owned:
             start, end = end, end + HEADER
             for unit in theirs:
-                payloads[unit] = Range(end, end + codecs[unit].wire_bytes(units[unit].spec))
-                end += size_of[unit]
+                size = codecs[unit].wire_bytes(units[unit].spec)
+                payloads[unit] = Range(end, end + size)
+                end += -(-size // _ALIGN) * _ALIGN
             pieces.append(Range(start, end))
         laid_out.append(Group(owned, pieces, payloads))
     return laid_out
 
 
-def _padded(size: int) -> int:
-    return -(-size // _ALIGN) * _ALIGN
+def scattered(groups: Sequence[Group], rank: int) -> int:
+    """Bytes that a worker sends to the owners when every group goes out once."""
+    return sum(g.pieces[-1].stop - g.pieces[0].start - g.pieces[rank].length for g in groups)
+
+
+def published(groups: Sequence[Group], rank: int) -> int:
+    """Bytes that an owner sends to all others when every group's results come back once."""
+    return sum(g.pieces[rank].length * (len(g.pieces) - 1) for g in groups)

@@ -10,8 +10,9 @@ from shoal.exchange.units import (
     Group,
     by_bucket,
     by_fragment,
-    bytes_sent,
     lay_out_groups,
+    published,
+    scattered,
     units_of,
 )
 from shoal.strategy.parts import Delta, Gradient, Strategy
@@ -37,12 +38,12 @@ def bytes_sent_a_step(
         partials = len(cover(leaves, share(leaves, workers, rank)))
         others = layout.elements - sum(piece.length for piece in layout.owned(rank))
         return FP32 * partials * others + owned
-    groups = _groups(strategy, layout, workers)
-    if isinstance(strategy.payload, Gradient):
-        sharded = is_sharded(strategy)
-        return bytes_sent(groups, rank, published=not sharded) + owned * sharded
-    assert isinstance(strategy.payload, Delta)
-    return bytes_sent(groups, rank) // strategy.payload.inner_steps
+    out, back = _groups(strategy, layout, workers)
+    if is_sharded(strategy):
+        return scattered(out, rank) + owned
+    both = scattered(out, rank) + published(back, rank)
+    payload = strategy.payload
+    return both // payload.inner_steps if isinstance(payload, Delta) else both
 
 
 def bytes_held(strategy: Strategy, layout: Layout, workers: int) -> int:
@@ -51,8 +52,8 @@ def bytes_held(strategy: Strategy, layout: Layout, workers: int) -> int:
     if isinstance(strategy.payload, Gradient) and exact:
         return 0
     weights = FP32 * layout.elements
-    payloads = _groups(strategy, layout, workers)[-1].pieces[-1].stop
-    held = (2 + (workers > 1)) * payloads
+    out, back = (groups[-1].pieces[-1].stop for groups in _groups(strategy, layout, workers))
+    held = out + back * (1 + (workers > 1))
     if not exact:  # what is owed, of contributions and of results
         held += weights + weights // workers
     if isinstance(strategy.payload, Delta):
@@ -61,11 +62,16 @@ def bytes_held(strategy: Strategy, layout: Layout, workers: int) -> int:
     return held
 
 
-def _groups(strategy: Strategy, layout: Layout, workers: int) -> list[Group]:
+def _groups(strategy: Strategy, layout: Layout, workers: int) -> tuple[list[Group], list[Group]]:
+    """Contributions and results, as they lie among the coded bytes."""
     units = units_of(layout)
     codecs = [codec_for(strategy.codec, unit.spec) for unit in units]
+    results = [codec.for_results(workers) for codec in codecs]
     if isinstance(strategy.payload, Delta):
-        return lay_out_groups(
-            units, codecs, by_fragment(units, strategy.payload.fragments), workers
-        )
-    return lay_out_groups(units, codecs, by_bucket(layout, units), workers)
+        members = by_fragment(units, strategy.payload.fragments)
+    else:
+        members = by_bucket(layout, units)
+    return (
+        lay_out_groups(units, codecs, members, workers),
+        lay_out_groups(units, results, members, workers),
+    )

@@ -137,10 +137,7 @@ class Rounds:
         torch.sub(self.replica[reach], self.local[reach], out=out)
         if not bool(out.isfinite().all()):
             self.spoil()
-        if self.spoilt:
-            out.zero_()
         weight = 0.0 if self.spoilt else self.weights[fragment]
-        out.mul_(weight)
         said = Said(
             weight,
             total=self.since[0],
