@@ -1,0 +1,55 @@
+"""What must hold on CUDA devices as well. Skipped where there is none."""
+
+import pytest
+import torch
+from torch import nn
+
+import shoal
+from shoal.codec.base import Spec
+from shoal.codec.catalogue import CODECS, codec_named
+from shoal.strategy.options import LocalConfig, build_strategy
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+def trained(strategy: str) -> tuple[str, list[float]]:
+    """One worker over NCCL: the hash of its weights, and its losses."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 512), nn.Tanh(), nn.Linear(512, 16)).cuda()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    samples = list(torch.randn(64, 16))
+    local = LocalConfig(inner_steps=3) if strategy in ("diloco", "sparse_loco") else LocalConfig()
+    losses = []
+    with shoal.join(model, optimizer, strategy=build_strategy(strategy, local), clip=1.0) as worker:
+        for batch in worker.batches(samples, global_batch=16, micro_batch=4, steps=12):
+            squares = (model(batch) - batch).square()
+            worker.backward(squares.sum(), squares.numel())
+            if step := worker.step():
+                losses.append(step.loss)
+        return worker.weights_hash(), losses
+
+
+@pytest.mark.parametrize(
+    "strategy", ["ddp", "zero1", "ddp+int8", "powersgd", "diloco", "sparse_loco"]
+)
+def test_a_strategy_learns_and_repeats_to_the_bit(strategy):
+    first, second = trained(strategy), trained(strategy)
+    assert first == second
+    assert first[1][-1] < first[1][0]
+
+
+@pytest.mark.parametrize("name", [name for name in CODECS if name != "powersgd"])
+def test_a_codec_says_the_same_on_both_kinds_of_device(name):
+    codec, spec = codec_named(name), Spec("weight", (96, 128))
+    chunk = torch.randn(spec.shape, generator=torch.Generator().manual_seed(1))
+    found = []
+    for device in ("cpu", "cuda"):
+        payload = torch.empty(codec.wire_bytes(spec), dtype=torch.uint8, device=device)
+        codec.encode(chunk.to(device), payload, codec.init(spec))
+        out = torch.empty(spec.shape, device=device)
+        codec.decode(payload, out)
+        found.append(out.cpu())
+    assert torch.allclose(*found, rtol=1e-2, atol=1e-6)
