@@ -1,9 +1,10 @@
 """`shoal train --strategy`: whole runs, with ragged ends, a stop and a resume."""
 
 import json
+import shutil
 
 import pytest
-from commands import launched, prepare, said, seats, the_run, weights
+from commands import Fault, launched, prepare, said, seats, the_run, weights
 
 LOCAL = ("--set", "local.inner_steps=2")
 STRATEGIES = {
@@ -43,6 +44,28 @@ def test_a_run_with_a_small_last_step_ends_well_and_resumes_to_the_same_bits(str
     assert (smaller[0].status == 0 and "nothing" in said(smaller)) or weights(smaller)
     measured = seats(1, "eval", str(run), at=at)
     assert measured[0].status == 0, said(measured)
+
+
+@pytest.mark.parametrize("strategy", ["diloco+int4", "streaming_diloco"])
+def test_a_worker_that_is_killed_inside_a_round_costs_no_more_than_the_steps_since_the_save(
+    strategy, at
+):
+    words = ("train", "tiny.toml", "--strategy", strategy, "--set", "local.inner_steps=4",
+             "--set", "local.fragments=2", "--set", "local.warm_up=0.2", "--steps", "12",
+             *(("--set", "local.delay=1") if "streaming" in strategy else ()))  # fmt: skip
+    whole = weights(seats(2, *words, at=at))
+    shutil.rmtree(at / "runs")
+    broken = seats(2, *words, at=at, fault=Fault("kill", step=9, worker=1))
+    assert broken[1].status is None and broken[0].status not in (0, None)
+    assert "worker 1" in broken[0].text
+    resumed = seats(2, "train", "--resume", str(the_run(at)), at=at)
+    assert weights(resumed) == whole
+
+
+def test_a_resume_with_another_inexact_strategy_is_refused(at):
+    seats(1, "train", "tiny.toml", "--strategy", "local_sgd", *LOCAL, at=at)
+    refused = seats(1, "train", "--resume", str(the_run(at)), "--strategy", "ddp", at=at)
+    assert refused[0].status == 1 and "strategy" in said(refused)
 
 
 def test_an_option_of_local_steps_has_no_effect_on_ddp_and_says_so(at):
