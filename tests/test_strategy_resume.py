@@ -97,7 +97,7 @@ def test_a_run_that_was_resumed_twice_has_the_bits_of_one_that_never_stopped(for
 @pytest.mark.parametrize(("old", "new"), [(2, 3), (3, 1)])
 def test_what_is_owed_is_conserved_when_the_number_of_workers_changes(form, old, new, tmp_path):
     folder = str(tmp_path / "run")
-    before = shas(old, Part(form, folder, True, 9))
+    before = shas(old, Part(form, folder, True, 11))
     after = shas(new, Part(form, folder, False, 14))
     owed = sum(worker["owed"] for worker in before) / old
     assert owed != 0

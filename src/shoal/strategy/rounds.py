@@ -19,6 +19,7 @@ Stich, ICLR 2019 (local SGD); Douillard et al., 2023 (DiLoCo) and 2025 (streamin
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -90,6 +91,15 @@ class Rounds:
         self.flight: _Flight | None = None
         self._outgoing = torch.zeros_like(local)
 
+    def plan(self, steps: int) -> None:
+        """Fit the rounds to the local steps of the run: the first is longer, the last whole.
+
+        An outer step with momentum after a short last round would move the model on by what
+        older rounds said, with nothing new to correct it.
+        """
+        whole = self.delta.inner_steps
+        self.length = steps if steps < 2 * whole else whole + steps % whole
+
     def after_step(
         self, total: float, count: int, *, rate: float, last: bool, stop: bool
     ) -> Agreement:
@@ -117,8 +127,8 @@ class Rounds:
         self.spoilt = True
 
     def _due(self, fragment: int) -> bool:
-        done = self.steps - self.round_start
-        return done * self.delta.fragments == (fragment + 1) * self.length
+        due = math.ceil((fragment + 1) * self.length / self.delta.fragments)
+        return self.steps - self.round_start == due
 
     def _go_on(self, last: bool) -> list[Said]:
         """What the fragment under way needs after this step."""

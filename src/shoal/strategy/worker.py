@@ -229,6 +229,9 @@ class Worker:
         """Get ready for a leaf: its step's tree, its random state."""
         if leaf.opens_step:
             self.enter(sum(start <= self.position for start in self._switches[1:]))
+            if self.rounds is not None and self.rounds.steps == 0:
+                samples = leaf.step_stop - self.position
+                self.rounds.plan(math.ceil((self._end - self.position) / samples))
             mine = share(leaf.leaves, self.size, self.rank)
             alone = self.rounds is not None
             self._stage.exchange.begin(mine.stop - mine.start if alone else leaf.leaves)
