@@ -53,6 +53,9 @@ MOMENTUM = (*SGD, "optimizer.momentum=0.5")
 WSD = ("schedule.name=wsd",)
 JSONL = ("data.source=two.jsonl",)
 TWO_HEADS = ("model.heads=2",)
+LOCAL = ("strategy=diloco", "local.warm_up=0", "local.inner_steps=2")
+ONE = ("strategy=diloco", "local.warm_up=0", "local.inner_steps=1")
+WARM = ("strategy=diloco", "local.inner_steps=2", "local.warm_up=0.5")
 EPOCH = ("budget.steps=none", "data.source=short.txt", "budget.epochs=1")
 
 # key: (settings beside which it is changed, its changed value, what must be seen)
@@ -99,6 +102,15 @@ KNOBS: dict[str, tuple[tuple[str, ...], Any, Any]] = {
     "schedule.warmup": ((), 0.5, changes("weights", "rates")),
     "schedule.decay": (WSD, 0.9, changes("weights", "rates")),
     "schedule.floor": ((), 0.9, changes("weights", "rates")),
+    "local.inner_steps": (LOCAL, 4, changes("weights")),
+    "local.fragments": (LOCAL, 2, changes("weights")),
+    "local.delay": (LOCAL, 1, changes("weights")),
+    "local.mix": (LOCAL, 0.5, changes("weights")),
+    "local.outer_lr": (LOCAL, 0.3, changes("weights")),
+    "local.outer_momentum": (LOCAL, 0.1, changes("weights")),
+    "local.growth": (ONE, 1.0, changes("weights")),
+    "local.warm_up": (LOCAL, 0.5, changes("weights")),
+    "local.warm_up_with": (WARM, "ddp", changes("weights")),
     "checkpoint.save_every": ((), 3, keeps_weights_and_changes(checkpoints=[3, 4])),
     "checkpoint.keep": ((), 1, keeps_weights_and_changes(checkpoints=[4])),
     "evaluation.every": ((), 1, keeps_weights_and_changes(measured=[1, 2, 3, 4])),
