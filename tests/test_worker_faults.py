@@ -38,7 +38,8 @@ def test_a_bad_gradient_is_applied_by_no_worker_and_the_worker_and_step_are_name
 @pytest.mark.parametrize("wire", WIRES)
 def test_a_loss_that_is_not_finite_names_its_worker_and_step(wire):
     for found, _ in attempted(2, Case(wire=wire, poison=(1, 2, "loss"))):
-        assert found["problem"].startswith("worker 1 got a loss of nan in step 2")
+        # Said first by whoever finds it first; a peer may hear of it from the other.
+        assert "worker 1 got a loss of nan in step 2; no worker" in found["problem"]
         assert found["hashes"][-1] == found["hashes"][-2]
 
 

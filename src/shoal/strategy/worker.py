@@ -252,7 +252,7 @@ class Worker:
             return
         self._targets += count
         try:
-            with _naming(self.steps + 1):
+            with self._naming():
                 self._stage.exchange.add_leaf(total, count, stop=self._stop)
         except NonFiniteGradient as error:
             self._spoil(error)
@@ -293,7 +293,7 @@ class Worker:
 
     def _finish(self, stop: bool) -> Reduced:
         """Complete the exchange of a step's gradients, clip, and update."""
-        with _naming(self.steps + 1):
+        with self._naming():
             reduced = self._stage.exchange.finish(stop=stop)
         with self.ledger.spend("exchanging"):
             if self.clip is not None and reduced.norm > self.clip:
@@ -385,13 +385,15 @@ class Worker:
             for move in moves:
                 move.wait()
 
-
-@contextmanager
-def _naming(step: int) -> Iterator[None]:
-    """Adds the step to the message of a contribution that was refused."""
-    try:
-        yield
-    except NonFiniteGradient as error:
-        raise NonFiniteGradient(
-            f"{error} in step {step}; no worker has applied that step"
-        ) from None
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Add the step to a refusal, and leave word for peers that lose this worker before they
+        have found the same."""
+        try:
+            yield
+        except NonFiniteGradient as error:
+            step = self.steps + 1
+            told = NonFiniteGradient(f"{error} in step {step}; no worker has applied that step")
+            if self.rounds is None:
+                self.world.fail(str(told))
+            raise told from None
