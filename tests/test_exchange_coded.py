@@ -28,12 +28,7 @@ CASE = Case(net="wide", optimizer="momentum", samples=64, steps=8, bucket=16384)
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def coded(name: str, case: Case = CASE) -> Local:

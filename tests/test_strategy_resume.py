@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import torch
 from processes import run
 from training import Case, build, build_optimizer, data, loss_of
 
@@ -74,12 +73,7 @@ def shas(size: int, part: Part) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -19,12 +19,7 @@ from shoal.strategy.presets import ddp, diloco, local_sgd
 WIRES = ["shared_memory", "collective"]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def delta(update="owner", codec=None, first=None, **settings) -> Strategy:

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-import torch
 from training import Case, difference, plainly, sha, trained
 
 WIRES = ["shared_memory", "collective"]
@@ -19,12 +18,7 @@ def ways(workers: int) -> list[tuple[str, str]]:
 ANY = [(workers, *way) for workers in (1, 2, 3, 4, 8) for way in ways(workers)]
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize(("workers", "strategy", "wire"), ANY)

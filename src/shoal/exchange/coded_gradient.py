@@ -54,7 +54,7 @@ class CodedExchange:
         )
         self.layout = dataclasses.replace(layout, pieces=self._pieces())
         """As given, but for the pieces: owners own whole units."""
-        self._leaf_sums = Leaves(
+        self.leaves = Leaves(
             layout,
             parameters,
             ledger,
@@ -66,15 +66,15 @@ class CodedExchange:
     @property
     def gradient(self) -> Tensor:
         """The flat mean gradient after `finish`; under update="owner" only the owned units."""
-        return self._leaf_sums.slots[0]
+        return self.leaves.slots[0]
 
     def begin(self, leaves: int) -> None:
         """Prepare for a step of `leaves` leaves, at any earlier step's end."""
         mine = share(leaves, self.wire.size, self.wire.rank)
         self._held = mine.stop - mine.start
         whole = Span(0, self._held)
-        self._leaf_sums.begin(accumulations(self._held, whole))
-        self._leaf_sums.reserve(slots_needed(self._held, whole))
+        self.leaves.begin(accumulations(self._held, whole))
+        self.leaves.reserve(slots_needed(self._held, whole))
         self._total, self._count, self._stop = 0.0, 0, False
         self._flying: deque[int] = deque()
         self._squares = torch.zeros(len(self.mean.units), dtype=torch.float64)
@@ -85,15 +85,15 @@ class CodedExchange:
         self._total += float(total.detach())
         self._count += count
         self._stop = stop
-        self._leaf_sums.add(total)
+        self.leaves.add(total)
 
     def finish(self, *, stop: bool = False) -> Reduced:
         """Complete the step: everybody's contribution has been added when this returns.
 
         Raises NonFiniteGradient, on all workers alike, where a contribution is not finite.
         """
-        if self._leaf_sums.left:
-            raise ValueError(f"{self._leaf_sums.left} leaves of this step are still to come")
+        if self.leaves.left:
+            raise ValueError(f"{self.leaves.left} leaves of this step are still to come")
         with self.ledger.spend("exchanging"):
             if not self._held:  # contribute nothing, but be there
                 self._stop = stop
@@ -107,22 +107,6 @@ class CodedExchange:
                     self.mean.receive(group, self._take)
         said = self._everyone
         return Reduced(total=said.total, count=int(said.targets), norm=norm, stop=bool(said.stop))
-
-    def scale(self, factor: float) -> None:
-        """Multiply this worker's part of `gradient`."""
-        if self.update == "everyone":
-            self.gradient.mul_(factor)
-        else:
-            for start, stop in self.layout.owned(self.wire.rank):
-                self.gradient[start:stop].mul_(factor)
-
-    def hand_over(self) -> None:
-        """Let every parameter's `grad` be its view of `gradient`."""
-        self._leaf_sums.hand_over()
-
-    def close(self) -> None:
-        """Leave the parameters' backward alone: another exchange takes over."""
-        self._leaf_sums.close()
 
     def _pieces(self) -> list[list[Range]]:
         """What each worker owns of the flat buffer, by group; gaps of padding go to nobody."""

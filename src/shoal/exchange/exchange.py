@@ -70,7 +70,7 @@ class Exchange:
         """`parameters` are in the layout's order."""
         self.layout, self.wire, self.ledger, self.update = layout, wire, ledger, update
         self._dtype = parameters[0].dtype
-        self._leaf_sums = Leaves(
+        self.leaves = Leaves(
             layout,
             parameters,
             ledger,
@@ -96,7 +96,7 @@ class Exchange:
     @property
     def gradient(self) -> Tensor:
         """The flat mean gradient after `finish`; under update="owner" only the owned pieces."""
-        return self._leaf_sums.slots[0]
+        return self.leaves.slots[0]
 
     def begin(self, leaves: int) -> None:
         """Prepare for a step of `leaves` leaves, at any earlier step's end."""
@@ -104,7 +104,7 @@ class Exchange:
         self._mine, self._nodes, plan, self._needed = _arithmetic(
             leaves, self.wire.size, self.wire.rank
         )
-        self._leaf_sums.begin(plan)
+        self.leaves.begin(plan)
         self._said: list[tuple[float, int]] = []
         self._counts: Future[list[Tensor]] | None = None
         self._flight: deque[tuple[int, Future[list[list[Tensor]]]]] = deque()
@@ -117,18 +117,18 @@ class Exchange:
 
         Raises NonFiniteGradient and PeerLost, from within backward too.
         """
-        self._leaf_sums.reserve(self._needed)
+        self.leaves.reserve(self._needed)
         self._said.append((float(total.detach()), count))
-        if self._leaf_sums.left == 1:
+        if self.leaves.left == 1:
             self._say_counts(stop)
-        self._leaf_sums.add(total)
+        self.leaves.add(total)
 
     def finish(self, *, stop: bool = False) -> Reduced:
         """Complete the step: everybody's contribution has been added when this returns."""
-        if self._leaf_sums.left:
-            raise ValueError(f"{self._leaf_sums.left} leaves of this step are still to come")
+        if self.leaves.left:
+            raise ValueError(f"{self.leaves.left} leaves of this step are still to come")
         with self.ledger.spend("exchanging"):
-            self._leaf_sums.reserve(self._needed)
+            self.leaves.reserve(self._needed)
             if not self._said:  # a worker without a leaf has only its pieces to add up
                 self._say_counts(stop)
                 for bucket in range(len(self.layout.buckets)):
@@ -141,25 +141,9 @@ class Exchange:
                 published.wait()
         return Reduced(total=total, count=count, norm=norm, stop=asked)
 
-    def scale(self, factor: float) -> None:
-        """Multiply this worker's part of `gradient`."""
-        if self.update == "everyone":
-            self.gradient.mul_(factor)
-        else:
-            for start, stop in self.layout.owned(self.wire.rank):
-                self.gradient[start:stop].mul_(factor)
-
-    def hand_over(self) -> None:
-        """Let every parameter's `grad` be its view of `gradient`."""
-        self._leaf_sums.hand_over()
-
-    def close(self) -> None:
-        """Leave the parameters' backward alone: another exchange takes over."""
-        self._leaf_sums.close()
-
     def _scatter(self, bucket: int) -> None:
         held = [len(nodes) for nodes in self._nodes]
-        slots = self._leaf_sums.slots[: max(held)]
+        slots = self.leaves.slots[: max(held)]
         self._flight.append((bucket, self.wire.scatter(slots, held, self.layout.pieces[bucket])))
         while self._flight and (
             len(self._flight) > self.wire.window

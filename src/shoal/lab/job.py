@@ -16,6 +16,7 @@ from typing import IO, Any
 from shoal.errors import ShoalError
 from shoal.lab.network import INTERFACE, address
 from shoal.world.launch import PEER_LOST
+from shoal.world.signals import on_signals
 
 PORT = 29500
 """Where the workers meet on the first host: every lab is a network of its own."""
@@ -162,16 +163,12 @@ def _passing_on(processes: Sequence[subprocess.Popen[Any]]) -> Iterator[None]:
         return
     seen = 0
 
-    def pass_on(number: int, _: object) -> None:
+    def pass_on(number: int) -> None:
         nonlocal seen
         seen += 1
         for process in list(processes):
             if process.poll() is None:
                 process.send_signal(number if seen <= _PATIENT_SIGNALS else signal.SIGKILL)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with on_signals(pass_on):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -14,6 +14,7 @@ from pathlib import Path
 from shoal.errors import ShoalError
 from shoal.report.trial import CONFIG, LOG, OUTPUT, Trial
 from shoal.train.records import RECORDS_FILE
+from shoal.world.signals import on_signals
 
 LOOK_SECONDS = 2.0
 """The least time between two looks at a run's records: it must not disturb what it measures."""
@@ -113,14 +114,10 @@ def _passing_on(process: subprocess.Popen[bytes]) -> Iterator[list[int]]:
     """Signals go to the run; the list holds those that came."""
     came: list[int] = []
 
-    def pass_on(number: int, _: object) -> None:
+    def pass_on(number: int) -> None:
         came.append(number)
         if process.poll() is None:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with on_signals(pass_on):
         yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -29,6 +29,15 @@ class Stage:
     rounds: Rounds | None
     """What is agreed on between local steps."""
 
+    def scale(self, factor: float) -> None:
+        """Multiply this worker's part of the gradient."""
+        exchange = self.exchange
+        if exchange.update == "everyone":
+            exchange.gradient.mul_(factor)
+        else:
+            for start, stop in exchange.layout.owned(exchange.wire.rank):
+                exchange.gradient[start:stop].mul_(factor)
+
 
 def phases_of(strategy: Strategy) -> list[Strategy]:
     """The strategies that follow one another, the last of them the one that is named."""

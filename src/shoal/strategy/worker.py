@@ -164,7 +164,7 @@ class Worker:
         if phase == self.phase:
             return
         if self.phase >= 0:
-            self._stage.exchange.close()
+            self._stage.exchange.leaves.close()
         self._stage: Stage = enter(
             self._phases[phase], self._named, self._weights, self.wire, self.ledger
         )
@@ -297,7 +297,7 @@ class Worker:
             reduced = self._stage.exchange.finish(stop=stop)
         with self.ledger.spend("exchanging"):
             if self.clip is not None and reduced.norm > self.clip:
-                self._stage.exchange.scale(self.clip / reduced.norm)
+                self._stage.scale(self.clip / reduced.norm)
         self._update()
         return reduced
 
@@ -368,7 +368,7 @@ class Worker:
     def _update(self) -> None:
         """Step what this worker steps; under `update="owner"`, publish it."""
         if not self.sharded:
-            self._stage.exchange.hand_over()
+            self._stage.exchange.leaves.hand_over()
             self.optimizer.step()
             return
         starts = {place.name: place.range.start for place in self.layout.places}

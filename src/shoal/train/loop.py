@@ -22,6 +22,7 @@ from shoal.train.precision import autocast
 from shoal.train.progress import Progress
 from shoal.train.records import Record, Recorders
 from shoal.train.schedule import learning_rate
+from shoal.world.signals import on_signals
 
 
 @dataclass(kw_only=True)
@@ -127,16 +128,12 @@ def _record(step: Step, rate: float, held_out: dict[str, float] | None) -> Recor
 def _stopping_on_signals(worker: Worker) -> Iterator[None]:
     """Ctrl-C and SIGTERM finish the step, save, and stop; a second one stops at once."""
 
-    def ask(number: int, _: object) -> None:
+    def ask(number: int) -> None:
         worker.ask_to_stop()
         signal.signal(number, signal.default_int_handler)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with on_signals(ask):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def pick_device(name: str, local_rank: int) -> torch.device:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from shoal.errors import ShoalError
 from shoal.world.seat import RENDEZVOUS
+from shoal.world.signals import on_signals
 
 LAUNCHED = "SHOAL_LAUNCHED"
 """Environment variable: the process id of the `launch` that started this worker."""
@@ -109,14 +110,10 @@ def _watch(processes: Sequence[subprocess.Popen[bytes]]) -> int:
 
 @contextlib.contextmanager
 def _passing_on(processes: Sequence[subprocess.Popen[bytes]]) -> Iterator[None]:
-    def pass_on(number: int, _: object) -> None:
+    def pass_on(number: int) -> None:
         for process in processes:
             if process.poll() is None:
                 process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with on_signals(pass_on):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
