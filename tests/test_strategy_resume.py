@@ -1,10 +1,11 @@
 """Local steps and codecs through a checkpoint: nothing is forgotten, whatever the size."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from processes import run
+from processes import WorkerFailed, run
 from training import Case, build, build_optimizer, data, loss_of
 
 import shoal
@@ -13,6 +14,7 @@ from shoal.strategy.options import LocalConfig, build_strategy
 CASE = Case(optimizer="fused", net="wide", samples=64, steps=14)
 LOCAL = LocalConfig(inner_steps=4, warm_up=0.2)
 FORMS = {
+    "ddp": ("ddp", LocalConfig()),
     "diloco": ("diloco", LOCAL),
     "diloco+int4": ("diloco+int4", LOCAL),
     "local_sgd+topk2": ("local_sgd+topk2", LocalConfig(inner_steps=4)),
@@ -98,3 +100,18 @@ def test_what_is_owed_is_conserved_when_the_number_of_workers_changes(form, old,
     now = sum(worker["owed at start"] for worker in after) / new
     assert now == pytest.approx(owed, rel=1e-4)
     assert after[0]["steps"] == 14
+
+
+@pytest.mark.parametrize(
+    ("saved", "resumed"),
+    [("ddp", "local_sgd+topk2"), ("local_sgd+topk2", "ddp"), ("ddp", "ddp+int8"),
+     ("ddp+int8", "ddp"), ("diloco", "ddp"), ("ddp+int8", "local_sgd+topk2")],
+)  # fmt: skip
+def test_a_checkpoint_of_another_strategy_is_refused(saved, resumed, tmp_path):
+    folder = str(tmp_path / "run")
+    shas(1, Part(saved, folder, True, 6))
+    with pytest.raises(
+        WorkerFailed, match=f"another strategy than '{re.escape(resumed)}'"
+    ) as error:
+        run(1, train, Part(resumed, folder, False, 8))
+    assert error.value.kind == "ShoalError"

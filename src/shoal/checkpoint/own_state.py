@@ -77,13 +77,17 @@ def restore_own(worker: Worker, checkpoint: Checkpoint, stored: set[str]) -> Non
     The weights must have been restored. Raises ShoalError for a checkpoint of another strategy.
     """
     phase = int(checkpoint.manifest.get("phase", 0))
-    if phase >= worker.phases:
-        raise ShoalError(f"{checkpoint.path} is in phase {phase + 1} of a strategy of more phases")
+    old = int(checkpoint.manifest.get("workers", 1))
+    if not 0 <= phase < worker.phases or old < 1:
+        raise _of_another_strategy(checkpoint, worker)
     worker.enter(phase)
     mean, rounds = worker.coded, worker.rounds
+    keeps = rounds is not None or (mean is not None and any(mean.mine.feedback))
+    kept = any(name.startswith("worker/") for name in stored)
+    if keeps != kept or (rounds is not None) != ("round" in checkpoint.manifest):
+        raise _of_another_strategy(checkpoint, worker)
     if mean is None:
         return
-    old = int(checkpoint.manifest["workers"])
     taken = f"worker/{worker.rank % old}"
     _read_states(mean, mean.mine, f"{taken}/codec", checkpoint, stored)
     _read_states(mean, mean.owner, "owner/codec", checkpoint, stored)
@@ -94,6 +98,13 @@ def restore_own(worker: Worker, checkpoint: Checkpoint, stored: set[str]) -> Non
             mean.owner.residual[slice(*unit.range)] = _read(checkpoint, "owner/residual", unit)
     if rounds is not None:
         _restore_round(rounds, checkpoint, taken)
+
+
+def _of_another_strategy(checkpoint: Checkpoint, worker: Worker) -> ShoalError:
+    return ShoalError(
+        f"{checkpoint.path} was saved by another strategy than {worker.strategy.name!r}: what its "
+        "workers kept for themselves does not fit; resume with the strategy of the run"
+    )
 
 
 def _owed(checkpoint: Checkpoint, unit: Unit, old: int, worker: Worker) -> Tensor:
