@@ -21,8 +21,8 @@ from measure import arguments, table, write
 
 from shoal.models.config import ModelConfig
 from shoal.models.decoder import Decoder
+from shoal.strategy.join import join
 from shoal.strategy.presets import ddp, zero1
-from shoal.strategy.worker import join
 from shoal.train.optimizer import OptimizerConfig, build_optimizer
 from shoal.world.fork import fork_workers
 

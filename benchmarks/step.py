@@ -38,7 +38,7 @@ from shoal.data.packing import PackedTokens
 from shoal.data.tokens import TokenStream
 from shoal.models.config import ModelConfig
 from shoal.models.size import parameter_count
-from shoal.strategy.worker import join
+from shoal.strategy.join import join
 from shoal.tasks.language_model import LanguageModel
 from shoal.train.optimizer import OptimizerConfig, build_optimizer
 from shoal.wire.collective import CollectiveWire

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from shoal.checkpoint.own_loop import resume as resume
     from shoal.checkpoint.own_loop import save as save
     from shoal.errors import ShoalError as ShoalError
+    from shoal.strategy.join import join as join
     from shoal.strategy.presets import ddp as ddp
     from shoal.strategy.presets import diloco as diloco
     from shoal.strategy.presets import local_sgd as local_sgd
@@ -16,9 +17,8 @@ if TYPE_CHECKING:
     from shoal.strategy.presets import sparse_loco as sparse_loco
     from shoal.strategy.presets import streaming_diloco as streaming_diloco
     from shoal.strategy.presets import zero1 as zero1
-    from shoal.strategy.worker import Step as Step
+    from shoal.strategy.step import Step as Step
     from shoal.strategy.worker import Worker as Worker
-    from shoal.strategy.worker import join as join
 
 _PRESETS = (
     "ddp",
@@ -32,9 +32,9 @@ _PRESETS = (
 )
 _HOMES = {
     "ShoalError": "shoal.errors",
-    "Step": "shoal.strategy.worker",
+    "Step": "shoal.strategy.step",
     "Worker": "shoal.strategy.worker",
-    "join": "shoal.strategy.worker",
+    "join": "shoal.strategy.join",
     "resume": "shoal.checkpoint.own_loop",
     "save": "shoal.checkpoint.own_loop",
 } | dict.fromkeys(_PRESETS, "shoal.strategy.presets")

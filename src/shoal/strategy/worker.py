@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,69 +26,17 @@ from shoal.exchange.exchange import NonFiniteGradient, Reduced
 from shoal.exchange.layout import lay_out
 from shoal.exchange.tree import share
 from shoal.strategy.admission import refuse_running_statistics, require_equal_constants
-from shoal.strategy.compat import require_legal
 from shoal.strategy.parts import Gradient, Strategy
 from shoal.strategy.phases import Stage, enter, phases_of, switches
-from shoal.strategy.presets import ddp
 from shoal.strategy.random_states import seed_everything
 from shoal.strategy.rounds import Agreement, Rounds
 from shoal.strategy.schedule import Leaf, Plan, end_of
 from shoal.strategy.shards import narrow, whole
+from shoal.strategy.step import Step
 from shoal.strategy.weights import gather_weights, weights_hash
 from shoal.wire.ledger import Ledger
 from shoal.wire.open import open_wire
-from shoal.world.join import join_world
 from shoal.world.world import World
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """A finished step, the same on every worker but for the times and bytes, which are its own."""
-
-    number: int
-    """Steps finished, this one included."""
-    position: int
-    """Samples consumed, this step's included."""
-    loss: float
-    """Mean loss per target over the global batch; of a local step, over this worker's part."""
-    count: int
-    """Targets behind the loss."""
-    seen: float
-    """Share of the global batch's samples behind the loss: below 1 in a local step."""
-    gradient_norm: float
-    stop: bool
-    """Whether a worker asked everybody to stop here (see `Worker.ask_to_stop`)."""
-    seconds: float
-    ledger: Ledger
-    agreed_loss: float | None = None
-    """Where local steps were agreed on: the mean loss per target, of all workers, since then."""
-    events: tuple[tuple[int, str], ...] = ()
-    """What was refused or repaired, and whose it was."""
-
-
-def join(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    *,
-    strategy: Strategy | None = None,
-    seed: int = 0,
-    clip: float | None = None,
-    wire: str = "auto",
-    timeout: float = 300.0,
-    world: World | None = None,
-) -> Worker:
-    """Join the run that the environment names (torchrun, Slurm, `shoal train`), or run alone.
-
-    `model` and `optimizer` are any module and any torch optimizer over its parameters; worker
-    0's weights are everybody's. `clip` bounds the norm of the mean gradient. `seed` decides
-    the order of the samples and every random state. `timeout` is in seconds.
-
-    Raises ShoalError when the parts do not go together or the workers cannot meet.
-    """
-    strategy = strategy or ddp()
-    require_legal(strategy)
-    return Worker(model, optimizer, strategy=strategy, seed=seed, clip=clip, wire=wire,
-                  timeout=timeout, world=world or join_world())  # fmt: skip
 
 
 class Worker:

@@ -13,7 +13,8 @@ import torch
 from shoal.checkpoint import Checkpoints
 from shoal.checkpoint.saving import save_together
 from shoal.errors import ShoalError
-from shoal.strategy.worker import Step, Worker
+from shoal.strategy.step import Step
+from shoal.strategy.worker import Worker
 from shoal.tasks.base import Task
 from shoal.train.config import RunConfig
 from shoal.train.evaluate import evaluate

@@ -17,9 +17,10 @@ from shoal.checkpoint import Checkpoint, Checkpoints
 from shoal.checkpoint.state import restore
 from shoal.config import flatten
 from shoal.errors import ShoalError
+from shoal.strategy.join import join
 from shoal.strategy.options import build_strategy
 from shoal.strategy.random_states import seed_everything
-from shoal.strategy.worker import Worker, join
+from shoal.strategy.worker import Worker
 from shoal.tasks.base import Task
 from shoal.train.config import RunConfig
 from shoal.train.folder import hold, new_folder, read_manifest, write_manifest
