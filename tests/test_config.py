@@ -178,7 +178,7 @@ def test_every_field_says_what_it_does(cls):
 
 
 def test_the_whole_tree_was_found():
-    assert len(tables(RunConfig)) == 11
+    assert len(tables(RunConfig)) == 13
     assert set(leaves(RunConfig)) == set(flatten(RunConfig()))
 
 
@@ -216,7 +216,11 @@ def test_the_default_run_is_valid_and_resolving_is_idempotent():
         (["records.every=0"], ["records.every"]),
         (["wire=shared_memroy"], ["wire", "did you mean 'shared_memory'?"]),
         (["strategy=zero2"], ["strategy", "did you mean 'zero1'?"]),
-        (["strategy=hogwild"], ["hogwild"]),
+        (["hogwild.moments=own"], ["hogwild.moments has no effect", "'ddp'"]),
+        (
+            ["strategy=hogwild", "hogwild.moments=own", "optimizer.name=sgd"],
+            ["hogwild.moments has no effect", "keeps nothing"],
+        ),
         (["precision=bf61"], ["precision", "did you mean 'bf16'?"]),
         (["device=gpu"], ["device", "cuda"]),
         (["optimizer.name=adam"], ["optimizer.name", "did you mean 'adamw'?"]),

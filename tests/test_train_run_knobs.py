@@ -56,6 +56,7 @@ TWO_HEADS = ("model.heads=2",)
 LOCAL = ("strategy=diloco", "local.warm_up=0", "local.inner_steps=2")
 ONE = ("strategy=diloco", "local.warm_up=0", "local.inner_steps=1")
 WARM = ("strategy=diloco", "local.inner_steps=2", "local.warm_up=0.5")
+HOGWILD = ("strategy=hogwild",)
 EPOCH = ("budget.steps=none", "data.source=short.txt", "budget.epochs=1")
 
 # key: (settings beside which it is changed, its changed value, what must be seen)
@@ -111,6 +112,7 @@ KNOBS: dict[str, tuple[tuple[str, ...], Any, Any]] = {
     "local.growth": (ONE, 1.0, changes("weights")),
     "local.warm_up": (LOCAL, 0.5, changes("weights")),
     "local.warm_up_with": (WARM, "ddp", changes("weights")),
+    "hogwild.moments": (HOGWILD, "own", keeps_weights_and_changes("moments")),
     "checkpoint.save_every": ((), 3, keeps_weights_and_changes(checkpoints=[3, 4])),
     "checkpoint.keep": ((), 1, keeps_weights_and_changes(checkpoints=[4])),
     "evaluation.every": ((), 1, keeps_weights_and_changes(measured=[1, 2, 3, 4])),
@@ -207,6 +209,7 @@ def _train(settings: tuple[str, ...], runs: Path) -> Outcome:
             found["leaves"] = len(seen)
             found["weights"] = worker.weights_hash()
             found["shapes"] = [tuple(p.shape) for p in worker.model.parameters()]
+            found["moments"] = getattr(worker, "shared_moments", None)
             found["wire"] = type(worker.wire).__name__
             found["threads"] = torch.get_num_threads()
             found["samples"] = len(training.task.samples("train"))

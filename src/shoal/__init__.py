@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from shoal.strategy.join import join as join
     from shoal.strategy.presets import ddp as ddp
     from shoal.strategy.presets import diloco as diloco
+    from shoal.strategy.presets import hogwild as hogwild
     from shoal.strategy.presets import local_sgd as local_sgd
     from shoal.strategy.presets import post_local_sgd as post_local_sgd
     from shoal.strategy.presets import powersgd as powersgd
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _PRESETS = (
     "ddp",
     "zero1",
+    "hogwild",
     "local_sgd",
     "post_local_sgd",
     "diloco",
@@ -45,6 +47,7 @@ __all__ = [
     "Worker",
     "ddp",
     "diloco",
+    "hogwild",
     "join",
     "local_sgd",
     "post_local_sgd",

@@ -63,15 +63,18 @@ class Checkpoint:
 
         Raises `ShoalError` where the checkpoint has no such tensor.
         """
-        return self._stored(name).shape
+        return self._shape(name, self._stored(name))
 
     def read(self, name: str) -> Tensor:
-        """A whole tensor, in the shape it was written in; one written in pieces is flat.
+        """A whole tensor, in the shape it was written in.
+
+        One written in pieces is flat, or has the shape that the manifest's `shapes` states.
 
         Raises `ShoalError` where the checkpoint has no such tensor.
         """
         stored = self._stored(name)
-        return self.read_range(name, 0, math.prod(stored.shape)).reshape(stored.shape)
+        flat = self.read_range(name, 0, math.prod(stored.shape))
+        return flat.reshape(self._shape(name, stored))
 
     def read_range(self, name: str, start: int, stop: int) -> Tensor:
         """Elements start..stop of the flattened tensor, as a new 1-d tensor on the CPU.
@@ -95,6 +98,14 @@ class Checkpoint:
                 part = _part(piece, low - piece.start, high - piece.start)
                 out[low - start : high - start].copy_(part)
         return out
+
+    def _shape(self, name: str, stored: _Stored) -> tuple[int, ...]:
+        stated = self.manifest.get("shapes", {}).get(name)
+        if stated is None:
+            return stored.shape
+        if math.prod(stated) != math.prod(stored.shape):
+            raise ShoalError(f"{self.path}: {name} does not have the elements of shape {stated}")
+        return tuple(stated)
 
     def _stored(self, name: str) -> _Stored:
         try:

@@ -1,4 +1,7 @@
-"""A checkpoint by all workers together: each writes what it holds, worker 0 makes it whole."""
+"""A checkpoint by all workers together: each writes what it holds, worker 0 makes it whole.
+
+Where all hold one shared copy (Hogwild!), one worker saves it alone.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from torch import Tensor
+
 from shoal.checkpoint.manifest import FileEntry
 from shoal.checkpoint.own_state import own_tensors, phase_entries
 from shoal.checkpoint.state import model_tensors, optimizer_tensors
 from shoal.checkpoint.store import Checkpoints
 from shoal.errors import ShoalError
+from shoal.strategy.hogwild import HogwildWorker
 from shoal.strategy.worker import Worker
 
 
@@ -22,6 +28,8 @@ def save_together(
     All or nothing: a failure of any worker leaves the older checkpoints as they were. Returns
     whether the checkpoint is there.
     """
+    if isinstance(worker, HogwildWorker):
+        return _save_shared_copy(worker, checkpoints, warn)
     world, first = worker.world, worker.rank == 0
     problem = None
     if first:
@@ -34,11 +42,9 @@ def save_together(
     problems = [problems[0] or replies[0]["problem"], *(r["problem"] for r in replies[1:])]
     if first and not any(problems):
         files = [FileEntry(**file) for reply in replies for file in reply["files"]]
-        manifest: dict[str, Any] = {"position": worker.position, "steps": worker.steps,
-                                    **phase_entries(worker)}  # fmt: skip
         problems[0] = _problem(
             lambda: checkpoints.commit(
-                checkpoints.partial(worker.steps), worker.steps, files, manifest
+                checkpoints.partial(worker.steps), worker.steps, files, _manifest(worker)
             )
         )
     elif first:
@@ -46,8 +52,47 @@ def save_together(
     problems[0] = world.exchange("save ends", problems[0])[0]
     for rank, text in enumerate(problems):
         if text and first:
-            warn(rank, f"step {worker.steps} is not saved ({text}); training goes on")
+            warn(rank, _not_saved(worker, text))
     return not any(problems)
+
+
+def save_alone(
+    worker: HogwildWorker, checkpoints: Checkpoints, warn: Callable[[int, str], None]
+) -> bool:
+    """Save the shared copy at a pause, or at the end. The others go on once it is copied."""
+    with worker.still() as states:
+        optimizer: dict[str, Tensor] = {}
+        for rank, state in states.items():
+            prefix = "optimizer" if worker.shared_moments else f"moments/{rank}"
+            optimizer |= optimizer_tensors(worker, prefix, state)
+
+        def save() -> None:
+            partial = checkpoints.begin(worker.steps)
+            entries = [
+                checkpoints.write(partial, "model.safetensors", model_tensors(worker)),
+                checkpoints.write(partial, "optimizer-0.safetensors", optimizer),
+            ]
+            checkpoints.commit(partial, worker.steps, entries, _manifest(worker))
+
+        problem = _problem(save)
+    if problem:
+        warn(worker.rank, _not_saved(worker, problem))
+    return problem is None
+
+
+def _save_shared_copy(
+    worker: HogwildWorker, checkpoints: Checkpoints, warn: Callable[[int, str], None]
+) -> bool:
+    saved = worker.rank == 0 and save_alone(worker, checkpoints, warn)
+    return bool(worker.world.exchange("saved", saved)[0])
+
+
+def _manifest(worker: Worker) -> dict[str, Any]:
+    return {"position": worker.position, "steps": worker.steps, **phase_entries(worker)}
+
+
+def _not_saved(worker: Worker, why: str) -> str:
+    return f"step {worker.steps} is not saved ({why}); training goes on"
 
 
 def _write(worker: Worker, checkpoints: Checkpoints) -> list[FileEntry]:

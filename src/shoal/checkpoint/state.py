@@ -3,6 +3,7 @@
     model/<parameter>                         every parameter and buffer, whole, from worker 0
     optimizer/<parameter>/<key>@<start>:<stop>   what the optimizer keeps of those elements
     optimizer/<parameter>/<key>               a number that it keeps of the parameter
+    moments/<rank>/<parameter>/<key>          the same, of each worker of a shared copy (Hogwild!)
 
 Everything else that a run needs is two integers: its position and its steps. Random states
 follow from (seed, step, leaf), the order of samples from (seed, position).
@@ -10,6 +11,7 @@ follow from (seed, step, leaf), the order of samples from (seed, position).
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 from shoal.checkpoint.own_state import kept_by, restore_own
 from shoal.checkpoint.reader import Checkpoint
 from shoal.errors import ShoalError
+from shoal.strategy.shards import Slice
 from shoal.strategy.worker import Worker
 
 
@@ -30,11 +33,23 @@ def model_tensors(worker: Worker) -> dict[str, Tensor]:
     return {f"model/{name}": value for name, value in weights.items()}
 
 
-def optimizer_tensors(worker: Worker, prefix: str = "optimizer") -> dict[str, Tensor]:
-    """What this worker's optimizer keeps. Under update="everyone" all workers keep the same."""
+def optimizer_tensors(
+    worker: Worker, prefix: str = "optimizer", state: Mapping[Any, Any] | None = None
+) -> dict[str, Tensor]:
+    """What this worker's optimizer keeps, or `state`. Under update="everyone" all keep the same."""
+    return tensors_of(worker.slices, worker.optimizer.state if state is None else state, prefix)
+
+
+def tensors_of(
+    slices: Sequence[Slice], states: Mapping[Any, Any], prefix: str
+) -> dict[str, Tensor]:
+    """What an optimizer keeps of slices of parameters, by name.
+
+    Raises ShoalError for what is neither one number nor one an element.
+    """
     tensors: dict[str, Tensor] = {}
-    for part in worker.slices:
-        for key, value in worker.optimizer.state.get(part.parameter, {}).items():
+    for part in slices:
+        for key, value in states.get(part.parameter, {}).items():
             if value is None:
                 continue
             name = f"{prefix}/{part.name}/{key}"
@@ -66,19 +81,29 @@ def restore(worker: Worker, checkpoint: Checkpoint) -> None:
     worker.position = int(checkpoint.manifest["position"])
     worker.steps = int(checkpoint.manifest["steps"])
     restore_own(worker, checkpoint, stored)
-    own = kept_by(worker, checkpoint)
-    _restore_optimizer(worker, checkpoint, stored, f"{own}/optimizer" if own else "optimizer")
+    prefix = _optimizer_of(worker, checkpoint, stored)
+    for part, state in read_optimizer(checkpoint, stored, worker.slices, prefix):
+        worker.optimizer.state[part.parameter] = state
 
 
-def _restore_optimizer(
-    worker: Worker, checkpoint: Checkpoint, stored: set[str], prefix: str
-) -> None:
+def _optimizer_of(worker: Worker, checkpoint: Checkpoint, stored: set[str]) -> str:
+    """The prefix of the optimizer state that this worker takes over."""
+    if own := kept_by(worker, checkpoint):
+        return f"{own}/optimizer"
+    sets = sorted({name.split("/")[1] for name in stored if name.startswith("moments/")})
+    return f"moments/{sets[worker.rank % len(sets)]}" if sets else "optimizer"
+
+
+def read_optimizer(
+    checkpoint: Checkpoint, stored: set[str], slices: Sequence[Slice], prefix: str
+) -> Iterator[tuple[Slice, dict[str, Any]]]:
+    """What a checkpoint has of each slice's optimizer state, where it has something."""
     keys: dict[str, set[str]] = {}
     for name in stored:
         if name.startswith(f"{prefix}/"):
             parameter, _, key = name.removeprefix(f"{prefix}/").rpartition("/")
             keys.setdefault(parameter, set()).add(key.partition("@")[0])
-    for part in worker.slices:
+    for part in slices:
         state: dict[str, Any] = {}
         for key in sorted(keys.get(part.name, ())):
             name = f"{prefix}/{part.name}/{key}"
@@ -88,7 +113,7 @@ def _restore_optimizer(
                 flat = checkpoint.read_range(name, part.start, part.stop)
                 state[key] = flat.view(part.parameter.shape).to(part.parameter.device)
         if state:
-            worker.optimizer.state[part.parameter] = state
+            yield part, state
 
 
 def _named_weights(model: torch.nn.Module) -> dict[str, Tensor]:

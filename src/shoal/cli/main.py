@@ -15,6 +15,8 @@ from shoal.errors import ShoalError
 
 COMMANDS = {
     "train": "train a model on any number of workers, or resume a run",
+    "serve": "serve a run's parameters to workers that join from anywhere",
+    "keys": "make and show the keys that let workers and servers reach each other",
     "eval": "measure a run's model on held-out text",
     "generate": "continue a prompt with a run's model",
     "export": "write a run's model as a Hugging Face folder",

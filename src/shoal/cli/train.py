@@ -31,6 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=Path, metavar="DIR",
                         help="where a new run's folder is made (runs)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the records as JSON lines")
+    parser.add_argument("--join", metavar="tcp://HOST:PORT",
+                        help="be a worker of a run that is served there")  # fmt: skip
+    parser.add_argument("--key", type=Path, metavar="FILE",
+                        help="of that run, from `shoal keys new`")  # fmt: skip
+    parser.add_argument("--rank", type=int, default=-1, help=argparse.SUPPRESS)
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -41,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """The options that set keys of the configuration, shared by train and verify."""
     parser.add_argument("--workers", type=int, metavar="N", help="processes that share the work")
-    parser.add_argument("--strategy", metavar="NAME", help="how they agree: ddp, zero1")
+    parser.add_argument("--strategy", metavar="NAME",
+                        help="how they agree; `shoal strategies` lists them")  # fmt: skip
+    parser.add_argument("--servers", type=int, metavar="N", help="parameter servers (1)")
     parser.add_argument("--wire", metavar="NAME", help="auto, shared_memory or collective")
     parser.add_argument("--data", metavar="SOURCE", help="a corpus's name, a file, folder or glob")
     parser.add_argument("--model", metavar="PATH", help="a Hugging Face folder to train further")
@@ -57,10 +64,12 @@ def settings_of(args: argparse.Namespace) -> list[str]:
     from shoal.train.config import budget_settings
 
     settings: list[str] = []
-    keys = {"workers": "workers", "strategy": "strategy", "wire": "wire",
-            "data": "data.source", "model": "model.path"}  # fmt: skip
+    keys = {"workers": "workers", "servers": "servers.count", "strategy": "strategy",
+            "wire": "wire", "data": "data.source", "model": "model.path"}  # fmt: skip
     settings += [
-        f"{key}={value}" for flag, key in keys.items() if (value := getattr(args, flag)) is not None
+        f"{key}={value}"
+        for flag, key in keys.items()
+        if (value := getattr(args, flag, None)) is not None
     ]
     for unit in ("steps", "tokens", "epochs"):
         if getattr(args, unit) is not None:
@@ -93,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
     """Train, here or in workers that this process starts."""
     from shoal.world.seat import seat_size
 
+    if args.join is not None:
+        return join(args)
     config = configure(args)
     size = seat_size(os.environ)
     if size is not None and size != config.workers:
@@ -111,12 +122,45 @@ def run(args: argparse.Namespace) -> int:
         task = recipe(config.recipe)(config, lambda text: print(text, file=sys.stderr))
         print(describe(config, task, program=program).text())
         return 0
+    if _is_served(config):
+        from shoal.cli.serve import start as start_served
+
+        if size is not None:
+            raise ShoalError(
+                f"strategy {config.strategy!r} has servers, which torchrun and Slurm do not start: "
+                "run `shoal serve`, and in each task `shoal train --join ADDRESS --key FILE`"
+            )
+        return start_served(args, config, workers=config.workers)
     if size is None and config.workers > 1:
         from shoal.world.launch import launch
 
         command = [sys.executable, "-m", "shoal", *sys.argv[1:]]
         return launch(command, config.workers, threads=config.threads)
     return work(args, config)
+
+
+def _is_served(config: RunConfig) -> bool:
+    from shoal.strategy.parts import Servers
+    from shoal.train.config import strategy_of
+
+    return isinstance(strategy_of(config).owner, Servers)
+
+
+def join(args: argparse.Namespace) -> int:
+    """Be a worker of a run that is served somewhere, which says what is trained."""
+    from shoal.cli.serve import key_of
+    from shoal.recipes.catalogue import recipe
+    from shoal.train.served import configuration_at, train_served
+    from shoal.world.launch import end_with_parent
+
+    if args.what or args.resume or args.runs or settings_of(args):
+        raise ShoalError("a worker takes what it trains from the run that it joins; give --join "
+                         "ADDRESS and --key FILE alone")  # fmt: skip
+    end_with_parent()
+    key = key_of(args)
+    config = configuration_at(args.join, key)
+    finished = train_served(config, recipe(config.recipe), args.join, key, rank=args.rank)
+    return 0 if finished else INTERRUPTED
 
 
 def work(args: argparse.Namespace, config: RunConfig) -> int:

@@ -70,9 +70,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _require_exact(config: RunConfig) -> None:
     from shoal.errors import ShoalError
-    from shoal.strategy.options import build_strategy
+    from shoal.train.config import strategy_of
 
-    if not build_strategy(config.strategy, config.local).exact:
+    if not strategy_of(config).exact:
         raise ShoalError(
             f"strategy {config.strategy!r} depends on the number of workers by its nature: there "
             "is nothing to prove; verify an exact one (ddp, zero1)"

@@ -165,14 +165,7 @@ class Exchange:
         blocks = piece.length // self.layout.block
         norms = self._norms[self._measured : self._measured + blocks]
         self._measured += blocks
-        for start in range(0, piece.length, self._sum.chunk):
-            chunk = slice(start, min(start + self._sum.chunk, piece.length))
-            out = mine[chunk]
-            self._sum.into(out, self._leaves, [(node, part[chunk]) for node, part in labelled])
-            out.div_(count)
-            rows = out.view(-1, self.layout.block)
-            first = start // self.layout.block
-            torch.linalg.vector_norm(rows, dim=1, out=norms[first : first + len(rows)])
+        self._sum.mean_into(mine, self._leaves, labelled, count, norms, self.layout.block)
         if not bool(norms.isfinite().all()):
             self._culprit = self._find_culprit(parts)
         if self.update == "everyone":

@@ -140,6 +140,25 @@ class BlockSum:
             return
         self._add(root, values, out, depth=0)
 
+    def mean_into(
+        self,
+        out: Tensor,
+        leaves: int,
+        parts: Sequence[tuple[Span, Tensor]],
+        count: int,
+        norms: Tensor,
+        block: int,
+    ) -> None:
+        """Write the root's sum over `count` to `out`, of any length, and the norm of each block."""
+        for start in range(0, len(out), self.chunk):
+            chunk = slice(start, min(start + self.chunk, len(out)))
+            mean = out[chunk]
+            self.into(mean, leaves, [(node, part[chunk]) for node, part in parts])
+            mean.div_(count)
+            rows = mean.view(-1, block)
+            first = start // block
+            torch.linalg.vector_norm(rows, dim=1, out=norms[first : first + len(rows)])
+
     def _add(self, node: Span, values: Mapping[Span, Tensor], out: Tensor, depth: int) -> None:
         left, right = node.halves()
         # Scratch holds every inner sum; only the root is written to `out`, which is read last.

@@ -15,7 +15,7 @@ from shoal.exchange.units import (
     scattered,
     units_of,
 )
-from shoal.strategy.parts import Delta, Gradient, Strategy
+from shoal.strategy.parts import Delta, Gradient, SharedMemory, Strategy
 
 FP32 = 4
 
@@ -33,6 +33,8 @@ def bytes_sent_a_step(
     Of local steps, the share of a round's bytes that falls on one of them. Counts and norms,
     and a first phase, are left out.
     """
+    if isinstance(strategy.owner, SharedMemory):  # all write one copy in place
+        return 0
     owned = FP32 * sum(piece.length for piece in layout.owned(rank)) * (workers - 1)
     if isinstance(strategy.payload, Gradient) and isinstance(strategy.codec, Identity):
         partials = len(cover(leaves, share(leaves, workers, rank)))
@@ -48,6 +50,8 @@ def bytes_sent_a_step(
 
 def bytes_held(strategy: Strategy, layout: Layout, workers: int) -> int:
     """Memory of a worker beside weights, gradients and the optimizer's state."""
+    if isinstance(strategy.owner, SharedMemory):  # a private copy, to measure and to save
+        return FP32 * layout.elements
     exact = isinstance(strategy.codec, Identity)
     if isinstance(strategy.payload, Gradient) and exact:
         return 0

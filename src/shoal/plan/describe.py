@@ -10,10 +10,9 @@ from shoal.exchange.tree import share
 from shoal.models.size import skeleton
 from shoal.plan.agreement import bytes_held, bytes_sent_a_step, is_sharded
 from shoal.plan.memory import decoder_activations, expected_memory
-from shoal.strategy.options import build_strategy
 from shoal.strategy.parts import Strategy
 from shoal.tasks.language_model import LanguageModel
-from shoal.train.config import RunConfig
+from shoal.train.config import RunConfig, strategy_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +67,7 @@ def describe(config: RunConfig, task: LanguageModel, *, program: int) -> Descrip
 
     Raises ShoalError where it could not start.
     """
-    strategy = build_strategy(config.strategy, config.local)
+    strategy = strategy_of(config)
     vocab_size = task.tokenizer.vocab_size
     model = skeleton(config.model, vocab_size)
     layout = lay_out(list(model.named_parameters()), config.workers)

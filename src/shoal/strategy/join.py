@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from shoal.strategy.compat import require_legal
-from shoal.strategy.parts import Strategy
+from shoal.strategy.hogwild import HogwildWorker
+from shoal.strategy.parts import SharedMemory, Strategy
 from shoal.strategy.presets import ddp
 from shoal.strategy.worker import Worker
 from shoal.world.join import join_world
@@ -34,5 +35,6 @@ def join(
     """
     strategy = strategy or ddp()
     require_legal(strategy)
-    return Worker(model, optimizer, strategy=strategy, seed=seed, clip=clip, wire=wire,
-                  timeout=timeout, world=world or join_world())  # fmt: skip
+    kind = HogwildWorker if isinstance(strategy.owner, SharedMemory) else Worker
+    return kind(model, optimizer, strategy=strategy, seed=seed, clip=clip, wire=wire,
+                timeout=timeout, world=world or join_world())  # fmt: skip

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
+from shoal.codec.base import Codec
 from shoal.codec.catalogue import codec_named
+from shoal.codec.choice import Choice
 from shoal.errors import ShoalError
 from shoal.strategy.compat import require_legal
-from shoal.strategy.parts import Delta, Phase, Strategy
-from shoal.strategy.presets import named
+from shoal.strategy.parts import Delta, Phase, Servers, SharedMemory, Strategy
+from shoal.strategy.presets import named, sync_ps
+from shoal.strategy.servers import NOTHING_SET, ServersConfig, with_servers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +39,25 @@ class LocalConfig:
     """That strategy, such as `ddp` or `ddp+int4`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class HogwildConfig:
+    """How workers update one shared copy. An unset field takes the default."""
+
+    moments: Literal["shared", "own"] | None = None
+    """What the optimizer keeps: `shared` by all workers, or each worker's `own`; shared where
+    unset."""
+
+
 _OUTER = {"outer_lr": "lr", "outer_momentum": "momentum"}
 
 
-def build_strategy(name: str, local: LocalConfig) -> Strategy:
-    """`PRESET` or `PRESET+CODEC`, with what is set in `local`.
+def build_strategy(
+    name: str,
+    local: LocalConfig,
+    hogwild: HogwildConfig = HogwildConfig(),
+    servers: ServersConfig = NOTHING_SET,
+) -> Strategy:
+    """`PRESET` or `PRESET+CODEC`, with what is set in `local`, `hogwild` and `servers`.
 
     Raises ShoalError for a name that is unknown, an option that would have no effect, and parts
     that do not go together.
@@ -57,7 +74,8 @@ def build_strategy(name: str, local: LocalConfig) -> Strategy:
             f"local.{next(iter(options))} has no effect with strategy {name!r}, which takes no "
             "local steps; leave it unset"
         )
-    strategy = _warmed_up(strategy, share, begin)
+    strategy = _warmed_up(_sharing(strategy, hogwild), share, begin)
+    strategy = with_servers(strategy, servers)
     require_legal(strategy)
     return strategy
 
@@ -84,6 +102,17 @@ def resolve_local(name: str, local: LocalConfig) -> LocalConfig:
     )
 
 
+def _sharing(strategy: Strategy, hogwild: HogwildConfig) -> Strategy:
+    if hogwild.moments is None:
+        return strategy
+    if not isinstance(strategy.owner, SharedMemory):
+        raise ShoalError(
+            f"hogwild.moments has no effect with strategy {strategy.name!r}, whose workers share "
+            "no copy; leave it unset"
+        )
+    return replace(strategy, owner=replace(strategy.owner, moments=hogwild.moments))
+
+
 def _changed(delta: Delta, options: dict[str, Any]) -> Delta:
     outer = {_OUTER[key]: options.pop(key) for key in list(options) if key in _OUTER}
     if outer:
@@ -100,7 +129,8 @@ def _warmed_up(strategy: Strategy, share: float | None, begin: str | None) -> St
             f"local.warm_up has no effect with strategy {strategy.name!r}, which is exact from the "
             "first step; leave it unset"
         )
-    first = strategy.first or Phase(strategy=_named("ddp"), share=share or 0.0)
+    before = sync_ps() if isinstance(strategy.owner, Servers) else _named("ddp")
+    first = strategy.first or Phase(strategy=before, share=share or 0.0)
     if begin is not None:
         first = replace(first, strategy=_named(begin))
     if share is not None:
@@ -118,4 +148,12 @@ def _named(name: str) -> Strategy:
     """`PRESET` or `PRESET+CODEC`."""
     preset, plus, codec = name.partition("+")
     strategy = replace(named(preset), name=name)
-    return replace(strategy, codec=codec_named(codec)) if plus else strategy
+    return _coded(strategy, codec_named(codec)) if plus else strategy
+
+
+def _coded(strategy: Strategy, codec: Codec | Choice) -> Strategy:
+    """With a codec; servers know one for the whole run, warm-up and all."""
+    first = strategy.first
+    if first is not None and isinstance(strategy.owner, Servers):
+        first = replace(first, strategy=_coded(first.strategy, codec))
+    return replace(strategy, codec=codec, first=first)

@@ -81,9 +81,15 @@ class Servers:
     count: int = 1
 
 
-@dataclass(frozen=True)
+Moments = Literal["shared", "own"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SharedMemory:
     """Owner: nobody; all workers of a host update one copy (Hogwild!)."""
+
+    moments: Moments = "shared"
+    """Whether workers update one copy of what the optimizer keeps too, or each its own."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +104,19 @@ class BoundedStaleness:
     bound: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FreeRunning:
     """Timing: nobody waits."""
+
+    buffer: int | None = None
+    """Samples of contributions that one step of the servers takes in: a global batch unless
+    given, and with 1 every contribution alone (FedBuff, Nguyen et al., AISTATS 2022)."""
+    damping: float = 0.0
+    """p: a contribution of staleness t weighs (1 + t)^-p (staleness-aware, Zhang et al., IJCAI
+    2016, take p = 1; polynomial staleness, Xie et al., 2019, 0.5)."""
+    compensation: float = 0.0
+    """lambda: add lambda g g (now - then) to a gradient that comes late (DC-ASGD, Zheng et al.,
+    ICML 2017)."""
 
 
 Payload = Gradient | Delta

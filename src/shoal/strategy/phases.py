@@ -12,7 +12,8 @@ from shoal.codec.identity import Identity
 from shoal.exchange.coded_gradient import CodedExchange
 from shoal.exchange.exchange import Exchange
 from shoal.exchange.layout import lay_out
-from shoal.strategy.parts import Delta, Strategy
+from shoal.strategy.leases import Mode
+from shoal.strategy.parts import BoundedStaleness, Delta, FreeRunning, Strategy
 from shoal.strategy.rounds import Rounds
 from shoal.wire.base import Wire
 from shoal.wire.ledger import Ledger
@@ -53,6 +54,20 @@ def switches(phases: Sequence[Strategy], end: int, global_batch: int) -> list[in
         steps = math.ceil(strategy.first.share * end / global_batch)
         starts.append(max(starts[-1], steps * global_batch))
     return starts
+
+
+def modes_of(phases: Sequence[Strategy], end: int, global_batch: int) -> list[Mode]:
+    """How leases are handed out in each phase of a run with parameter servers."""
+    modes = []
+    for strategy, start in zip(phases, switches(phases, end, global_batch), strict=True):
+        first, timing = start // global_batch, strategy.timing
+        if isinstance(timing, FreeRunning):
+            long = isinstance(strategy.payload, Delta)
+            modes.append(Mode(first_step=first, bound=None, buffer=timing.buffer, long=long))
+        else:
+            bound = timing.bound if isinstance(timing, BoundedStaleness) else 0
+            modes.append(Mode(first_step=first, bound=bound))
+    return modes
 
 
 def enter(

@@ -19,6 +19,7 @@ from shoal.strategy.parts import (
     EveryStep,
     FreeRunning,
     Gradient,
+    Moments,
     Outer,
     Phase,
     Servers,
@@ -60,15 +61,23 @@ def ssp(bound: int = 2, servers: int = 1) -> Strategy:
                     timing=BoundedStaleness(bound=bound), update="owner")  # fmt: skip
 
 
-def async_ps(servers: int = 1) -> Strategy:
-    """An asynchronous parameter server (Dean et al., NeurIPS 2012)."""
+def async_ps(servers: int = 1, warm_up: float = WARM_UP) -> Strategy:
+    """An asynchronous parameter server (Dean et al., NeurIPS 2012), after a synchronous start."""
     return Strategy(name="async_ps", payload=Gradient(), owner=Servers(count=servers),
-                    timing=FreeRunning(), update="owner")  # fmt: skip
+                    timing=FreeRunning(), update="owner",
+                    first=_together(servers, warm_up))  # fmt: skip
 
 
-def hogwild() -> Strategy:
+def async_diloco(inner_steps: int = 30, servers: int = 1, warm_up: float = WARM_UP) -> Strategy:
+    """DiLoCo without waiting: delayed Nesterov, local steps by speed (Liu et al., 2024)."""
+    return Strategy(name="async_diloco", payload=Delta(inner_steps=inner_steps, outer=NESTEROV),
+                    owner=Servers(count=servers), timing=FreeRunning(damping=0.5), update="owner",
+                    first=_together(servers, warm_up))  # fmt: skip
+
+
+def hogwild(moments: Moments = SharedMemory.moments) -> Strategy:
     """Updates of one shared copy without locks (Niu et al., NeurIPS 2011)."""
-    return Strategy(name="hogwild", payload=Gradient(), owner=SharedMemory(),
+    return Strategy(name="hogwild", payload=Gradient(), owner=SharedMemory(moments=moments),
                     timing=FreeRunning(), update="everyone")  # fmt: skip
 
 
@@ -122,8 +131,8 @@ def powersgd(rank: int = 2, warm_up: float = 0.1) -> Strategy:
 
 PRESETS: dict[str, Callable[[], Strategy]] = {
     preset.__name__: preset
-    for preset in (ddp, zero1, sync_ps, ssp, async_ps, hogwild, local_sgd, post_local_sgd,
-                   diloco, streaming_diloco, sparse_loco, powersgd)
+    for preset in (ddp, zero1, sync_ps, ssp, async_ps, async_diloco, hogwild, local_sgd,
+                   post_local_sgd, diloco, streaming_diloco, sparse_loco, powersgd)
 }  # fmt: skip
 
 
@@ -140,3 +149,7 @@ def named(name: str) -> Strategy:
 def _warm_up(share: float) -> Phase | None:
     begin = replace(ddp(), name="ddp+int4", codec=Int4())
     return Phase(strategy=begin, share=share) if share else None
+
+
+def _together(servers: int, share: float) -> Phase | None:
+    return Phase(strategy=sync_ps(servers), share=share) if share else None

@@ -9,7 +9,9 @@ from shoal.config import flatten, suggestion
 from shoal.data.config import DataConfig
 from shoal.errors import ShoalError
 from shoal.models.config import ModelConfig
-from shoal.strategy.options import LocalConfig, build_strategy, resolve_local
+from shoal.strategy.options import HogwildConfig, LocalConfig, build_strategy, resolve_local
+from shoal.strategy.parts import Strategy
+from shoal.strategy.servers import ServersConfig, resolve_servers
 from shoal.train.optimizer import OptimizerConfig, resolve_optimizer
 from shoal.train.precision import PRECISIONS
 from shoal.train.records import RecordsConfig
@@ -109,6 +111,10 @@ class RunConfig:
     """The length of the run."""
     local: LocalConfig = field(default_factory=LocalConfig)
     """Local steps between agreements, for the strategies that take them."""
+    hogwild: HogwildConfig = field(default_factory=HogwildConfig)
+    """How workers update one shared copy, for the strategy that does."""
+    servers: ServersConfig = field(default_factory=ServersConfig)
+    """Parameter servers, for the strategies that have them."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The update rule and its constants."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -134,9 +140,15 @@ def resolve(config: RunConfig) -> RunConfig:
     return dataclasses.replace(
         config,
         local=resolve_local(config.strategy, config.local),
+        servers=resolve_servers(strategy_of(config), config.servers),
         optimizer=resolve_optimizer(config.optimizer),
         schedule=resolve_schedule(config.schedule),
     )
+
+
+def strategy_of(config: RunConfig) -> Strategy:
+    """The strategy with everything that the run sets of it. Raises ShoalError."""
+    return build_strategy(config.strategy, config.local, config.hogwild, config.servers)
 
 
 def validate(config: RunConfig) -> None:
@@ -157,7 +169,12 @@ def validate(config: RunConfig) -> None:
             f"{' and '.join(f'budget.{key}' for key in lengths)} are set, "
             "but a run has one length; set the others to none"
         )
-    build_strategy(config.strategy, config.local)
+    strategy_of(config)
+    if config.hogwild.moments and resolve_optimizer(config.optimizer).momentum == 0:
+        raise ShoalError(
+            "hogwild.moments has no effect with sgd without momentum, which keeps nothing; "
+            "leave it unset"
+        )
 
 
 def budget_settings(unit: str, value: int) -> list[str]:

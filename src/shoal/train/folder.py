@@ -19,8 +19,7 @@ from typing import IO, Any
 
 from shoal.config import differences, flatten, load
 from shoal.errors import ShoalError
-from shoal.strategy.options import build_strategy
-from shoal.train.config import RunConfig
+from shoal.train.config import RunConfig, strategy_of
 
 MANIFEST = "run.json"
 FORMAT = 1
@@ -90,7 +89,7 @@ def run_config(folder: Path) -> RunConfig:
 def require_same_run(stored: RunConfig, given: RunConfig) -> None:
     """Raises ShoalError saying what differs, where a resume would train something else."""
     keys = [*FREE_KEYS, *FREE_TABLES]
-    if all(build_strategy(run.strategy, run.local).exact for run in (stored, given)):
+    if all(strategy_of(run).exact for run in (stored, given)):
         keys.append("strategy")
     free = {key: getattr(stored, key) for key in keys}
     if changed := differences(stored, replace(given, **free)):

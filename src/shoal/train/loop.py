@@ -71,6 +71,10 @@ class Training:
                 step = worker.step()
                 if step and self._after(step, rate):
                     return step.position >= self.end
+            return self._out_of_samples()
+
+    def _out_of_samples(self) -> bool:
+        """There is nothing left to train on; whether the end was reached."""
         return True
 
     def _after(self, step: Step, rate: float) -> bool:
@@ -88,7 +92,7 @@ class Training:
                 micro_batch=self.config.batch.micro_batch,
                 precision=self.config.precision,
             )
-        record = _record(step, rate, held_out)
+        record = record_of(step, rate, held_out)
         self.recorders.write(record, last=last)
         self.progress.step(record, last=last)
         for rank, event in step.events:
@@ -102,7 +106,8 @@ class Training:
         return last
 
 
-def _record(step: Step, rate: float, held_out: dict[str, float] | None) -> Record:
+def record_of(step: Step, rate: float, held_out: dict[str, float] | None) -> Record:
+    """What is kept of a step."""
     ledger = step.ledger
     idle = dict(ledger.seconds)
     return Record(

@@ -327,6 +327,8 @@ def ending(run: Run, folder: Path) -> list[tuple[str, str]]:
         steps = f"step {from_step} -> {to_step}" if from_step != to_step else f"step {to_step}"
         change = f"{before:.3f} -> {after:.3f}" if from_step != to_step else f"{after:.3f}"
         rows.append(("held out", f"{change} ({steps})"))
+    if last.lost_updates is not None:
+        rows.append(("lost updates", f"{last.lost_updates:.4%}"))
     rows += [
         ("tokens/s", f"{run.tokens_per_second:,.0f}"),
         ("time", f"{duration(run.seconds)} for {run.tokens:,} tokens"),

@@ -71,6 +71,12 @@ class Record:
     """Metrics over held-out samples, after this step, where it was measured."""
     agreed_loss: float | None = None
     """Where local steps were agreed on: the mean loss of all workers since the time before."""
+    lost_updates: float | None = None
+    """Share of all workers' updates of a shared copy so far that got lost, where measured."""
+    staleness: Mapping[str, Sequence[int]] | None = None
+    """Of the contributions in this step, by worker: commits since the parameters they are of."""
+    workers: int | None = None
+    """How many workers a run on servers has at this moment."""
     events: Sequence[str] | None = None
     """What was refused or repaired in this step."""
 
@@ -91,8 +97,9 @@ class Record:
             for group, names in groups.items()
             for name in names
         }
-        if self.agreed_loss is not None:
-            named["train/agreed_loss"] = self.agreed_loss
+        for name in ("agreed_loss", "lost_updates"):
+            if (value := getattr(self, name)) is not None:
+                named[f"train/{name}"] = value
         return named | {f"held_out/{name}": value for name, value in (self.held_out or {}).items()}
 
 

@@ -17,13 +17,14 @@ from shoal.checkpoint import Checkpoint, Checkpoints
 from shoal.checkpoint.state import restore
 from shoal.config import flatten
 from shoal.errors import ShoalError
+from shoal.strategy.hogwild import HogwildWorker
 from shoal.strategy.join import join
-from shoal.strategy.options import build_strategy
 from shoal.strategy.random_states import seed_everything
 from shoal.strategy.worker import Worker
 from shoal.tasks.base import Task
-from shoal.train.config import RunConfig
+from shoal.train.config import RunConfig, strategy_of
 from shoal.train.folder import hold, new_folder, read_manifest, write_manifest
+from shoal.train.free_running import FreeTraining
 from shoal.train.loop import Training, pick_device
 from shoal.train.optimizer import build_optimizer
 from shoal.train.progress import open_progress
@@ -100,8 +101,9 @@ def start(
             warn=lambda text: progress.warn(world.rank, text),
         )
     )
-    return Training(config=config, task=task, worker=worker, checkpoints=checkpoints,
-                    recorders=recorders, progress=progress, folder=folder, end=end)  # fmt: skip
+    kind: type[Training] = FreeTraining if isinstance(worker, HogwildWorker) else Training
+    return kind(config=config, task=task, worker=worker, checkpoints=checkpoints,
+                recorders=recorders, progress=progress, folder=folder, end=end)  # fmt: skip
 
 
 def _agree(what: str, mine: dict[str, Any], world: World, *, patience: float = 120.0) -> None:
@@ -150,7 +152,7 @@ def _join(config: RunConfig, task: Task, world: World, stack: ExitStack) -> Work
         join(
             model,
             build_optimizer(model, config.optimizer),
-            strategy=build_strategy(config.strategy, config.local),
+            strategy=strategy_of(config),
             seed=config.seed,
             clip=config.clip,
             wire=config.wire,

@@ -68,6 +68,7 @@ class SharedMemoryWire:
         self._world, self._ledger, self._timeout = world, ledger, timeout
         self._buffers: dict[int, list[Tensor]] = {}
         self._maps: list[mmap.mmap] = []
+        self._files: list[int] = []
         control = self._symmetric(_CONTROL, torch.uint8)
         self._control = [page.numpy() for page in control]
         self._counts = [page[:4096].view(np.int64) for page in self._control]
@@ -79,6 +80,23 @@ class SharedMemoryWire:
         mine = buffers[self.rank]
         self._buffers[mine.data_ptr()] = buffers
         return mine
+
+    def common(self, size: int) -> tuple[Tensor, int]:
+        """One and the same buffer of `size` zeroed bytes for all workers, and its open file.
+
+        Nothing crosses a wire where all write it in place. The file is this worker's own
+        opening of it, for a lock (`HostLock`); `close` closes it.
+        """
+        file, path = _memory_file(size) if self.rank == 0 else (None, "")
+        try:
+            found = str(self._world.exchange("common memory", path)[0])
+            buffer = self._map(found, size, torch.uint8)
+            self._files.append(os.open(found, os.O_RDWR | os.O_CLOEXEC))
+            self._world.exchange("mapped", None)
+        finally:
+            if file is not None:
+                _forget(file, path)
+        return buffer, self._files[-1]
 
     def gather(self, row: Tensor) -> Future[list[Tensor]]:
         """See `Wire.gather`. Two mailboxes take turns: nobody is more than one gather ahead."""
@@ -129,6 +147,8 @@ class SharedMemoryWire:
         self._control.clear()
         self._counts.clear()
         self._maps.clear()
+        while self._files:
+            os.close(self._files.pop())
 
     def arrived(self, line: int, number: int) -> bool:
         """Whether every worker's counter has reached `number`."""
@@ -173,9 +193,7 @@ class SharedMemoryWire:
             tensors = [self._map(str(peer), size, dtype) for peer in paths]
             self._world.exchange("mapped", None)  # from here on no file needs to be found by name
         finally:
-            os.close(file)
-            if not path.startswith("/proc/"):
-                os.unlink(path)
+            _forget(file, path)
         return tensors
 
     def _map(self, path: str, size: int, dtype: torch.dtype) -> Tensor:
@@ -203,6 +221,13 @@ def _memory_file(size: int) -> tuple[int, str]:
             "use --wire collective, or fewer workers"
         ) from error
     return file, path
+
+
+def _forget(file: int, path: str) -> None:
+    """Let a memory file live on in its mappings alone."""
+    os.close(file)
+    if not path.startswith("/proc/"):
+        os.unlink(path)
 
 
 _gate = threading.Lock()

@@ -1,0 +1,397 @@
+"""The first server: its own shard, and the coordinator of the run.
+
+The coordinator's orders to its own shard take the same way as those to the others, through a
+queue, so one server is not a special case.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor
+
+from shoal.errors import ShoalError
+from shoal.strategy import protocol as p
+from shoal.strategy.coordinator import Committed, Coordinator
+from shoal.strategy.members import Membership
+from shoal.strategy.server import LOOK, Journal, Server, Store, read_model
+from shoal.strategy.shard import Shard
+from shoal.wire.ledger import Ledger
+from shoal.wire.messages import Caller, Gone, Listener, Malformed, Received
+
+LINGER = 5.0
+"""Seconds that a finished run waits for its workers to say goodbye."""
+
+NOTHING = p.Configured(text="", folder="")
+"""Of a run whose workers bring everything."""
+
+
+class FirstServer(Server):
+    """The server that the coordinator lives in."""
+
+    def __init__(
+        self,
+        listener: Listener,
+        ledger: Ledger,
+        *,
+        servers: int,
+        call: Callable[[str], Caller],
+        store: Store,
+        journal: Journal | None,
+        build: Callable[[p.Model, int, int], Shard],
+        make: Callable[[FirstServer], Coordinator],
+        about: Mapping[str, str],
+        strategy: str,
+        configuration: p.Configured = NOTHING,
+        resume: tuple[str, Mapping[str, Any]] | None = None,
+        on_commit: Callable[[Committed], None],
+        on_event: Callable[[int, str], None],
+        on_look: Callable[[], None] = lambda: None,
+        on_measured: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
+        on_done: Callable[[int, p.Done], None] = lambda worker, done: None,
+        on_begin: Callable[[p.Plan, Mapping[str, str]], None] = lambda plan, about: None,
+    ) -> None:
+        """`resume` is a checkpoint's folder, and what its manifest says of the pool."""
+        super().__init__(listener, ledger, index=0, servers=servers, call=call, store=store,
+                         journal=journal, build=build)  # fmt: skip
+        self._idle = 0.0
+        self._queue: deque[tuple[p.Header, Any]] = deque()
+        self._others: dict[int, Caller] = {}
+        self._addresses = {0: listener.address}
+        self._about, self._strategy = dict(about), strategy
+        self._resume, self._configuration = resume, configuration
+        self._model: p.Model | None = None
+        self._raw_model = b""
+        self._served: set[int] = set()
+        self._early: list[tuple[bytes, p.Hello, memoryview]] = []
+        """Workers that came before all servers were here."""
+        self._initialiser: int | None = None
+        self._constants: list[Tensor] = []
+        self._files: list[dict[str, Any]] = []
+        self._saved: dict[int, p.Saved] = {}
+        self._folder = ""
+        self._step = 0
+        self._on_commit, self._on_event = on_commit, on_event
+        self._on_look, self._on_begin = on_look, on_begin
+        self._on_measured, self._on_done = on_measured, on_done
+        self.coordinator = make(self)
+
+    # Outside, as the coordinator sees it
+
+    def tell(self, peer: bytes, header: p.Header) -> None:
+        """To a worker; one that is gone is noticed by its silence or its connection."""
+        self.listener.send(peer, header)
+
+    def order(self, header: p.Header) -> None:
+        """To every server. What a step is scaled by is noted before anybody steps."""
+        if isinstance(header, p.Apply) and self.journal is not None:
+            self.journal.decide(header, self.coordinator.committing)
+        for other in self._others.values():
+            other.send(header)
+        self._queue.append((header, None))
+
+    def committed(self, what: Committed) -> None:
+        """A commit is done."""
+        self._on_commit(what)
+
+    def event(self, worker: int, text: str) -> None:
+        """Something that a person should know."""
+        self._on_event(worker, text)
+
+    def save(self, step: Any) -> None:
+        """Begin a checkpoint, or write this shard's part of one."""
+        if isinstance(step, p.Save):
+            super().save(step)
+            return
+        self._saved, self._step = {}, step
+        if self._model is None or not self.coordinator.ready:
+            self.coordinator.saved()
+            return
+        try:
+            self._folder = self.store.begin(step)
+        except ShoalError as error:
+            self._on_event(-1, f"step {step} is not saved ({error}); training goes on")
+            self.coordinator.saved()
+            return
+        self.order(p.Save(number=step, folder=self._folder))
+
+    def idle_seconds(self) -> float:
+        """Seconds without anything to do since this was last asked."""
+        idle, self._idle = self._idle, 0.0
+        return idle
+
+    # The loop
+
+    def answer(self, header: p.Header, payload: Tensor | memoryview | None = None) -> None:
+        """To the coordinator in this process."""
+        self._queue.append((header, payload))
+
+    def serve(self) -> None:
+        """Serve until the run is over and its workers have gone."""
+        looked = self.coordinator.now = time.monotonic()
+        ended = None
+        while True:
+            idle = time.perf_counter()
+            got = self.listener.receive(0.0 if self._queue else LOOK)
+            self._idle += time.perf_counter() - idle
+            now = time.monotonic()
+            self.coordinator.excuse(now - self.coordinator.now - LOOK)
+            self.coordinator.now = now
+            if isinstance(got, Gone):
+                member = self.coordinator.members.at(got.peer)
+                if member is not None:
+                    self.coordinator.leave(member, "its connection has ended")
+            elif got is not None:
+                try:
+                    self.handle(got)
+                except Malformed as fault:
+                    self.listener.refuse(got.peer, str(fault))
+            self._drain()
+            if now - looked > LOOK:
+                looked = now
+                self._on_look()
+                self.coordinator.tick()
+                self._drain()
+            if self.coordinator.over:
+                ended = ended or now
+                if not len(self.coordinator.members) or now - ended > LINGER:
+                    self.order(p.Quit())
+                    return
+
+    def _drain(self) -> None:
+        while self._queue:
+            header, payload = self._queue.popleft()
+            if isinstance(header, p.Served | p.Arrived | p.Norms | p.Applied | p.Saved):
+                self._hear(header, payload)
+            else:
+                self.obey(header, payload)
+        while self.coordinator.measured:
+            self._on_measured(*self.coordinator.measured.pop(0))
+
+    def handle(self, got: Received) -> None:
+        """One message of a worker or of another server. Raises Malformed."""
+        header, payload = got.header, got.payload
+        if isinstance(header, p.Ask):
+            self.tell(got.peer, self._configuration)
+        elif isinstance(header, p.Hello):
+            self._welcome(got.peer, header, payload)
+        elif isinstance(header, p.Member):
+            member = self.coordinator.members.hear(
+                header.worker, header.epoch, got.peer, self.coordinator.now
+            )
+            if member is None:
+                self.listener.refused["a membership that has ended"] += 1
+                self.tell(got.peer, p.Stale())
+            else:
+                self._hear_member(member, header, got)
+        elif got.role != "server":
+            raise Malformed(f"a worker may not send {type(header).__name__}")
+        elif isinstance(header, p.Register):
+            self._others[header.index] = self.call(header.address)
+            self._addresses[header.index] = header.address
+            if len(self._addresses) == self.servers:
+                early, self._early = self._early, []
+                for peer, hello, model in early:
+                    self._welcome(peer, hello, model)
+        else:
+            self._hear(header, payload)
+
+    def _hear_member(self, member: Membership, header: p.Member, got: Received) -> None:
+        run = self.coordinator
+        match header:
+            case p.Begin():
+                self._begin(member, header.plan)
+            case p.Done():
+                self._on_done(member.worker, header)
+                run.done(member, header)
+            case p.Pulled():
+                run.pulled(member)
+            case p.Measured():
+                run.measure(member, header.metrics)
+            case p.Leave():
+                run.leave(member, None)
+            case p.Stop():
+                run.stop(f"worker {member.worker}: {header.reason}")
+            case p.Fixed():
+                self._keep(header, got.payload)
+            case p.Beat():
+                pass
+            case p.Initial() if member.worker != self._initialiser:
+                raise Malformed("the weights are another worker's to bring")
+            case _:
+                super().handle(got)
+
+    def _hear(self, header: p.Header, payload: Any) -> None:
+        """An answer of a server, this one too."""
+        run = self.coordinator
+        match header:
+            case p.Served():
+                if header.problem:
+                    run.stop(header.problem, failed=True)
+                    run.over = True
+                    return
+                self._served.add(header.index)
+                if len(self._served) == self.servers:
+                    run.ready = True
+                    self._begin_journal()
+                    run.advance()
+            case p.Arrived():
+                run.arrived(header.index, header.lease, header.finite)
+            case p.Norms():
+                norms = payload.numpy() if isinstance(payload, Tensor) else (
+                    np.frombuffer(payload, np.float64)
+                )  # fmt: skip
+                run.norms(header.index, header.number, norms)
+            case p.Applied():
+                run.applied(header.index, header.number)
+            case p.Saved():
+                self._saved[header.index] = header
+                if len(self._saved) == self.servers:
+                    self._commit_save()
+
+    # Joining
+
+    def _welcome(self, peer: bytes, hello: p.Hello, payload: memoryview | None) -> None:
+        try:
+            model = read_model.decode(payload or b"")
+        except msgspec.MsgspecError:
+            raise Malformed("a model that cannot be read") from None
+        if len(self._addresses) < self.servers:
+            self._early.append((peer, hello, memoryview(bytes(payload or b""))))
+            return
+        if reason := self._unlike(hello, model):
+            self._on_event(-1, f"a worker was refused: {reason}")
+            self.listener.refuse(peer, reason)
+            return
+        if self.coordinator.over:
+            self.tell(peer, p.Over(finished=self.coordinator.failure is None))
+            return
+        if (old := self.coordinator.members.at(peer)) is not None:
+            self.coordinator.leave(old, "it has joined again")
+        member = self.coordinator.members.join(peer, hello.rank, self.coordinator.now)
+        initialise = self._resume is None and not self._served and (
+            self._initialiser is None or self.coordinator.members.get(self._initialiser) is None
+        )  # fmt: skip
+        if initialise:
+            self._initialiser = member.worker
+        if self._model is None:
+            self._open_run(model, bytes(payload or b""), hello.about)
+        pool = self.coordinator.pool
+        self.tell(peer, p.Welcome(
+            worker=member.worker, epoch=member.epoch, initialise=initialise,
+            servers=[self._addresses[i] for i in range(self.servers)],
+            position=pool.position if pool else 0,
+        ))  # fmt: skip
+
+    def _unlike(self, hello: p.Hello, model: p.Model) -> str | None:
+        """How a worker differs from the run, or None."""
+        if hello.strategy != self._strategy:
+            return f"its strategy is {hello.strategy}, where the run's is {self._strategy}"
+        for key, value in self._about.items():
+            if hello.about.get(key, value) != value:
+                return f"its {key} is {hello.about.get(key)}, where the run's is {value}"
+        if self._model is None:
+            return None
+        for field in ("names", "shapes", "dtype", "optimizer", "groups", "clip", "constants"):
+            if getattr(model, field) != getattr(self._model, field):
+                return f"its model is another one: {_difference(field, model, self._model)}"
+        return None
+
+    def _open_run(self, model: p.Model, raw: bytes, about: Mapping[str, str]) -> None:
+        self._model, self._raw_model = model, raw
+        self._about = {**about, **self._about}
+        self._constants = [torch.zeros(each.bytes, dtype=torch.uint8) for each in model.constants]
+        self.coordinator.clip = model.clip
+        serve = p.Serve(servers=self.servers, resume=self._resume[0] if self._resume else None)
+        for other in self._others.values():
+            other.send(serve, memoryview(raw))
+        self._queue.append((serve, memoryview(raw)))
+
+    def _begin(self, member: Membership, plan: p.Plan) -> None:
+        first = self.coordinator.plan is None
+        assert self.shard is not None
+        if first and self.shard.coded is None:
+            layout = self.shard.layout
+            self.coordinator.blocks = [
+                np.array([b for start, stop in layout.owned(server)
+                          for b in range(start // layout.block, stop // layout.block)], np.int64)
+                for server in range(self.servers)
+            ]  # fmt: skip
+        try:
+            reason = self.coordinator.begin(member, plan, self._resume[1] if self._resume else None)
+        except ShoalError as error:
+            self.coordinator.stop(str(error), failed=True)
+            self.coordinator.over = True
+            return
+        if reason:
+            self._on_event(member.worker, f"it was refused: {reason}")
+            self.listener.refuse(member.peer, reason)
+            self.coordinator.leave(member, None)
+        elif first:
+            self._on_begin(plan, self._about)
+            self._begin_journal()
+
+    def _begin_journal(self) -> None:
+        """A journal needs a checkpoint to follow on: the weights that the run begins with."""
+        run = self.coordinator
+        if self.journal is not None and self._resume is None and run.ready and run.plan:
+            run.save_first()
+
+    def _keep(self, header: p.Fixed, payload: memoryview | None) -> None:
+        if not 0 <= header.number < len(self._constants) or payload is None:
+            raise Malformed("a constant that does not exist")
+        whole = self._constants[header.number]
+        if not 0 <= header.start <= len(whole) - payload.nbytes:
+            raise Malformed("a constant's bytes outside of it")
+        whole[header.start : header.start + payload.nbytes] = torch.frombuffer(
+            payload, dtype=torch.uint8
+        )
+
+    # Saving
+
+    def constants(self) -> Mapping[str, Tensor]:
+        """What does not train, by name."""
+        assert self._model is not None
+        return {
+            each.name: raw.view(getattr(torch, each.dtype)).view(each.shape)
+            for each, raw in zip(self._model.constants, self._constants, strict=True)
+        }
+
+    def _commit_save(self) -> None:
+        problems = [f"server {i}: {s.problem}" for i, s in self._saved.items() if s.problem]
+        pool = self.coordinator.pool
+        assert pool is not None and self._model is not None
+        try:
+            if problems:
+                raise ShoalError("; ".join(problems))
+            told = {
+                "position": pool.position,
+                "steps": self.coordinator.step,
+                "shapes": {
+                    f"model/{name}": shape
+                    for name, shape in zip(self._model.names, self._model.shapes, strict=True)
+                },
+                "pool": {"committed": pool.committed_ranges(), "version": pool.version,
+                         "order_hash": pool.order_hash},
+            }  # fmt: skip
+            files = [file for saved in self._saved.values() for file in saved.files]
+            self.store.commit(self._folder, self._step, files, told)
+        except ShoalError as error:
+            self._on_event(-1, f"step {self._step} is not saved ({error}); training goes on")
+        self.coordinator.saved()
+
+
+def _difference(field: str, theirs: p.Model, ours: p.Model) -> str:
+    mine, other = getattr(theirs, field), getattr(ours, field)
+    if field == "shapes" or field == "names":
+        for name, a, b in zip(ours.names, theirs.shapes, ours.shapes, strict=False):
+            if a != b:
+                return f"{name!r} has shape {a}, where the run's has {b}"
+        return f"it has {len(theirs.names)} parameters, where the run's has {len(ours.names)}"
+    return f"its {field} is {str(mine)[:200]}, where the run's is {str(other)[:200]}"

@@ -1,0 +1,463 @@
+"""A worker of a run whose parameters live on servers.
+
+It has the same three calls as any worker. What differs is who decides what it computes: the
+coordinator lends it parts of the global order, one after another, and it begins each from the
+servers' parameters of that moment.
+
+    lease -> pull -> leaves (forward, backward) -> push, bucket by bucket, while backward runs
+
+Of local steps, a lease is many small steps of its own optimizer, and what is pushed is how far
+they have come.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from shoal.data.batch import fetch, to_device
+from shoal.data.order import Order
+from shoal.errors import ShoalError
+from shoal.exchange.coded import Coder
+from shoal.exchange.layout import lay_out
+from shoal.exchange.leaves import Leaves
+from shoal.exchange.portions import portions_of
+from shoal.exchange.tree import Span, accumulations, cover, fold, slots_needed
+from shoal.strategy import protocol as p
+from shoal.strategy.admission import refuse_running_statistics
+from shoal.strategy.describe_model import describe_model, options_of
+from shoal.strategy.link import Link, Lost
+from shoal.strategy.parts import Delta, Strategy
+from shoal.strategy.random_states import seed_everything
+from shoal.strategy.schedule import Plan, end_of
+from shoal.strategy.step import Step
+from shoal.strategy.weights import weights_hash
+from shoal.wire.frames import LONGEST_PAYLOAD
+from shoal.wire.keys import Key
+from shoal.wire.ledger import Ledger
+from shoal.wire.messages import as_tensor
+
+
+class _Leaf(NamedTuple):
+    """A micro-batch of a lease."""
+
+    number: int
+    """Among the leaves whose gradients are added up together, from 0."""
+    closes_step: bool
+    """Whether the optimizer steps, or the contribution is whole, after it."""
+    first: int
+    stop: int
+    """Samples [first, stop) of the order."""
+
+
+class ServedWorker:
+    """One of the workers that train one model on servers. Made by `join`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        strategy: Strategy,
+        seed: int,
+        clip: float | None,
+        address: str,
+        key: Key | None,
+        job: str,
+        timeout: float,
+        rank: int = -1,
+        about: dict[str, str] | None = None,
+    ) -> None:
+        refuse_running_statistics(model)
+        self.model, self.optimizer, self.strategy = model, optimizer, strategy
+        self.seed, self.clip = seed, clip
+        self.position = self.steps = 0
+        self.ledger = Ledger()
+        self.evaluator: Callable[[], dict[str, float]] | None = None
+        """Measures the model on held-out samples, when the coordinator asks this worker to."""
+        self.finished = False
+        self._named = [(name, q) for name, q in model.named_parameters() if q.requires_grad]
+        self._parameters = [parameter for _, parameter in reversed(self._named)]
+        self._device = self._parameters[0].device
+        self._described = describe_model(model, optimizer, clip)
+        self._hello = p.Hello(rank=rank, strategy=strategy.name, about=about or {})
+        self._link = Link(address, self.ledger, key=key, job=job, timeout=timeout)
+        self._plan: p.Plan | None = None
+        self._coder: Coder | None = None
+        self._weights = torch.empty(0)
+        self._leaf: _Leaf | None = None
+        self._lost = False
+        self._connect()
+
+    # The three calls
+
+    def batches(
+        self,
+        samples: Any,
+        *,
+        global_batch: int,
+        micro_batch: int = 1,
+        epochs: float | None = None,
+        steps: int | None = None,
+        end: int | None = None,
+        collate: Callable[[list[Any]], Any] | None = None,
+    ) -> Iterator[Any]:
+        """The leaves of the leases that this worker is given, until the run is over.
+
+        Arguments as of `Worker.batches`; they must be equal on all workers. The servers know the
+        position.
+
+        Raises ShoalError where the servers refuse this worker, or the run has failed.
+        """
+        end = end_of(len(samples), global_batch, epochs, steps) if end is None else end
+        Plan(seed=self.seed, length=len(samples), global_batch=global_batch,
+             micro_batch=micro_batch, end=end)  # fmt: skip
+        self._plan = p.Plan(seed=self.seed, length=len(samples), global_batch=global_batch,
+                            micro_batch=micro_batch, end=end)  # fmt: skip
+        order = Order(seed=self.seed, length=len(samples))
+        collate = collate or torch.utils.data.default_collate
+        self._lost = False
+        self._begin()
+        while True:
+            try:
+                todo = self._link.wait()
+                if isinstance(todo, p.Over):
+                    self._end(todo)
+                    return
+                if isinstance(todo, p.Measure):
+                    self._measure(todo)
+                    continue
+                self._take(todo)
+            except Lost:
+                self._rejoin()
+                continue
+            for leaf in self._leaves_of(todo):
+                with self.ledger.spend("data"):
+                    chosen = order.indices(leaf.first, leaf.stop).tolist()
+                    batch = to_device(collate(fetch(samples, chosen)), self._device)
+                self._open(leaf)
+                yield batch
+                if self._lost:
+                    self._rejoin()
+                    break
+
+    def backward(self, total: Tensor, count: int) -> None:
+        """Add a leaf: the sum of its loss over its targets, and how many targets that is.
+
+        Buckets are sent to the servers while the last leaf's backward is still running.
+        """
+        if self._leaf is None:
+            raise ValueError("backward must follow a batch of worker.batches(...)")
+        if self._lost:
+            return
+        self._said.append((float(total.detach()), count))
+        try:
+            self._leaves.add(total)
+            self._link.beat()
+        except Lost:
+            self._lost = True
+
+    def step(self) -> Step | None:
+        """Finish the step, or the contribution, if this was its last leaf; else return None."""
+        leaf, self._leaf = self._leaf, None
+        if leaf is None:
+            raise ValueError("step must follow a batch of worker.batches(...)")
+        if not leaf.closes_step or self._lost:
+            return None
+        try:
+            return self._close(leaf)
+        except Lost:
+            self._lost = True
+            return None
+
+    # Around them
+
+    def leave(self) -> None:
+        """Say goodbye: what this worker holds is lent to others at once."""
+        if not self.finished:
+            self._link.tell(p.Leave(worker=self._link.worker, epoch=self._link.epoch))
+
+    def ask_to_stop(self, reason: str = "interrupted") -> None:
+        """Let the whole run stop, after what is being applied."""
+        self._link.tell(p.Stop(worker=self._link.worker, epoch=self._link.epoch, reason=reason))
+
+    @property
+    def rank(self) -> int:
+        """The number that the coordinator gave it."""
+        return self._link.worker
+
+    def weights_hash(self) -> str:
+        """SHA-256 of all parameters, by name and value, in the model's own order."""
+        return weights_hash(self.model)
+
+    def close(self) -> None:
+        """End the connections."""
+        self._link.close()
+
+    def __enter__(self) -> ServedWorker:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None and not isinstance(error, ShoalError):
+            self.leave()
+        self.close()
+
+    # Joining
+
+    def _connect(self) -> None:
+        welcome = self._link.connect(self._hello, self._described)
+        self.position = welcome.position
+        if self._weights.numel() == 0:
+            self._lay_out(len(welcome.servers))
+        if self._coded is not None:
+            self._coder = self._coded.coder(self.layout.elements)
+        self._have = -1
+        self._leaf = None
+        self._lost = False
+        if welcome.initialise:
+            self._bring()
+
+    def _rejoin(self) -> None:
+        self._connect()
+        self._begin()
+
+    def _begin(self) -> None:
+        assert self._plan is not None
+        link = self._link
+        link.tell(p.Begin(worker=link.worker, epoch=link.epoch, plan=self._plan))
+
+    def _lay_out(self, servers: int) -> None:
+        self.layout = lay_out(self._named, servers)
+        self._portions, self._coded = portions_of(self.layout, self.strategy.codec, servers)
+        self._weights = self._flat()
+        for parameter, view in zip(self._parameters, self.layout.views(self._weights), strict=True):
+            view.copy_(parameter.detach())
+            parameter.data = view
+        self._leaves = Leaves(self.layout, self._parameters, self.ledger, allocate=self._flat,
+                              filled=self._filled)  # fmt: skip
+        self._base = self._flat() if isinstance(self.strategy.payload, Delta) else None
+
+    def _flat(self) -> Tensor:
+        return torch.zeros(self.layout.elements, dtype=self._parameters[0].dtype,
+                           device=self._device)  # fmt: skip
+
+    def _bring(self) -> None:
+        """Send the weights, and what does not train, to a run that is new."""
+        link = self._link
+        for server, portion in enumerate(self._portions):
+            for bucket, piece in enumerate(portion.pieces):
+                if piece.length:
+                    header = p.Initial(worker=link.worker, epoch=link.epoch, bucket=bucket)
+                    link.push(server, header, self._weights[slice(*piece)])
+        named = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
+        for number, constant in enumerate(self._described.constants):
+            raw = named[constant.name].detach().contiguous().cpu().flatten().view(torch.uint8)
+            for start in range(0, len(raw), LONGEST_PAYLOAD):
+                fixed = p.Fixed(worker=link.worker, epoch=link.epoch, number=number, start=start)
+                link.push(0, fixed, raw[start : start + LONGEST_PAYLOAD])
+        link.flush()
+
+    # A lease
+
+    def _take(self, go: p.Go) -> None:
+        self._go, self._began = go, time.perf_counter()
+        self._pull()
+        if go.local_batch and self._base is not None:
+            if not self.optimizer.state:
+                self._pull_state()
+            self._base.copy_(self._weights)
+        self._total, self._count = 0.0, 0
+
+    def _leaves_of(self, go: p.Go) -> Iterator[_Leaf]:
+        """A lease's leaves, those of one local step together."""
+        assert self._plan is not None
+        lease, micro = go.lease, self._plan.micro_batch
+        local = go.local_batch or lease.samples
+        for first in range(lease.first, lease.last, local):
+            stop = min(first + local, lease.last)
+            starts = range(first, stop, micro)
+            self._span = Span(lease.start, lease.stop) if lease.leaves else Span(0, len(starts))
+            self._of = lease.leaves or len(starts)
+            self._leaves.begin(accumulations(self._of, self._span))
+            self._leaves.reserve(slots_needed(self._of, self._span))
+            self._said: list[tuple[float, int]] = []
+            for number, start in enumerate(starts):
+                yield _Leaf(number, start == starts[-1], start, min(start + micro, stop))
+
+    def _open(self, leaf: _Leaf) -> None:
+        assert self._plan is not None
+        self._leaf = leaf
+        step, inside = divmod(leaf.first, self._plan.global_batch)
+        self.steps, self.position = step, leaf.first
+        seed_everything(self.seed, step, inside // self._plan.micro_batch)
+
+    def _filled(self, bucket: int) -> None:
+        """A bucket of the contribution is complete."""
+        if self._go.local_batch == 0 and self._coded is None:
+            self._push(bucket, self._leaves.slots[0])
+
+    def _push(self, bucket: int, flat: Tensor) -> None:
+        link = self._link
+        for server, portion in enumerate(self._portions):
+            piece = portion.pieces[bucket]
+            if not piece.length:
+                continue
+            if self._coded is None:
+                payload = flat[slice(*piece)]
+            else:
+                assert self._coder is not None
+                payload = self._coded.encode(bucket, server, flat, self._coder)
+            header = p.Part(worker=link.worker, epoch=link.epoch, lease=self._go.lease.number,
+                            bucket=bucket)  # fmt: skip
+            link.push(server, header, payload)
+
+    def _close(self, leaf: _Leaf) -> Step | None:
+        """The step is whole: send it, or take it and go on."""
+        assert self._plan is not None
+        count = sum(n for _, n in self._said)
+        total = self._added_up()
+        self._total, self._count = self._total + total, self._count + count
+        norm = math.nan
+        if self._go.local_batch:
+            norm = self._step_alone(count)
+        if leaf.stop == self._go.lease.last:
+            self._send(total if not self._go.local_batch else self._total)
+        self.position = leaf.stop
+        seconds = time.perf_counter() - self._began
+        return Step(number=self.steps + 1, position=self.position, count=count,
+                    loss=total / count if count else math.nan,
+                    seen=len(self._said) * self._plan.micro_batch / self._plan.global_batch,
+                    gradient_norm=norm, stop=False, seconds=seconds, ledger=Ledger())  # fmt: skip
+
+    def _added_up(self) -> float:
+        """The loss sum, along the tree in a step, as one process would add it."""
+        totals = {
+            Span(self._span.start + i, self._span.start + i + 1): loss
+            for i, (loss, _) in enumerate(self._said)
+        }
+        if self._span == Span(0, self._of):
+            return fold(self._of, totals, lambda a, b: a + b)
+        (node,) = cover(self._of, self._span)
+        return _fold_node(node, totals)
+
+    def _step_alone(self, count: int) -> float:
+        """A local step with this worker's own gradient; its norm."""
+        gradient = self._leaves.slots[0]
+        if not count:
+            return math.nan
+        gradient.div_(count)
+        norm = float(torch.linalg.vector_norm(gradient))
+        if math.isfinite(norm):
+            if self.clip is not None and norm > self.clip:
+                gradient.mul_(self.clip / norm)
+            self._leaves.hand_over()
+            self.optimizer.step()
+        return norm
+
+    def _send(self, total: float) -> None:
+        """The rest of the contribution, and that it is whole; a bad one without its numbers."""
+        lease = self._go.lease
+        contribution = self._leaves.slots[0]
+        if self._go.local_batch:
+            assert self._base is not None
+            contribution = torch.sub(self._base, self._weights)
+        elif self._coded is not None and self._count:
+            contribution.div_(self._count)  # what is owed is owed as a mean
+        finite = math.isfinite(total)
+        if (self._go.local_batch or self._coded is not None) and finite:
+            finite = bool(contribution.isfinite().all())
+            for bucket in range(len(self.layout.buckets)) if finite else ():
+                self._push(bucket, contribution)
+        link, page = self._link, self.ledger.reset()
+        link.tell(p.Done(
+            worker=link.worker, epoch=link.epoch, lease=lease.number,
+            total=total if finite else math.nan, count=self._count,
+            options=options_of(self.optimizer), seconds=time.perf_counter() - self._began,
+            spent={str(what): each for what, each in page.seconds.items()},
+            sent=sum(page.sent.values()), received=sum(page.received.values()),
+        ))  # fmt: skip
+        link.flush()
+
+    # Parameters
+
+    def _pull(self) -> None:
+        """Take over the servers' present parameters."""
+        with self.ledger.spend("exchanging"):
+            versions = [self._pull_from(server) for server in range(self._link.servers)]
+        self._have = min(versions)
+
+    def _pull_from(self, server: int) -> int:
+        link, first, version = self._link, 0, -1
+        while first >= 0:
+            header = p.Pull(worker=link.worker, epoch=link.epoch, have=self._have, first=first)
+            first = -1
+            for got, payload in link.pull(server, header):
+                assert isinstance(got, p.Weights | p.Change)
+                version = got.version
+                if got.bucket < 0:
+                    first = got.rest if isinstance(got, p.Weights) else -1
+                    continue
+                mine = self._weights[slice(*self._portions[server].pieces[got.bucket])]
+                if isinstance(got, p.Weights):
+                    mine.copy_(as_tensor(payload, mine.dtype, len(mine)))
+                else:
+                    assert self._coded is not None
+                    raw = as_tensor(payload, torch.uint8, self._coded.length(got.bucket, server))
+                    change = torch.empty_like(mine)
+                    self._coded.decode(got.bucket, server, raw, change)
+                    mine.add_(change)
+        return version
+
+    def _pull_state(self) -> None:
+        """Take over what the servers' optimizer keeps, at the border of a phase."""
+        flats: dict[str, Tensor] = {}
+        numbers: dict[str, float] = {}
+        link = self._link
+        for server in range(link.servers):
+            header = p.Pull(worker=link.worker, epoch=link.epoch, state=True)
+            for got, payload in link.pull(server, header):
+                if not isinstance(got, p.State) or not got.key:
+                    continue
+                if got.bucket < 0:
+                    numbers[got.key] = got.number
+                    continue
+                flat = flats.setdefault(got.key, self._flat())
+                mine = flat[slice(*self._portions[server].pieces[got.bucket])]
+                mine.copy_(as_tensor(payload, mine.dtype, len(mine)))
+        views = {key: self.layout.views(flat) for key, flat in flats.items()}
+        for index, parameter in enumerate(self._parameters):
+            state: dict[str, Any] = {key: torch.tensor(n) for key, n in numbers.items()}
+            state |= {key: each[index].clone() for key, each in views.items()}
+            if state:
+                self.optimizer.state[parameter] = state
+
+    def _measure(self, order: p.Measure) -> None:
+        link = self._link
+        self._pull()
+        self.steps = order.version
+        link.tell(p.Pulled(worker=link.worker, epoch=link.epoch))
+        metrics = self.evaluator() if self.evaluator else {}
+        self.ledger.reset()
+        link.tell(p.Measured(worker=link.worker, epoch=link.epoch, version=order.version,
+                             metrics=metrics))  # fmt: skip
+
+    def _end(self, over: p.Over) -> None:
+        if over.reason and not over.finished:
+            if over.failed:
+                raise ShoalError(over.reason)
+            return
+        self._pull()
+        self.finished = True
+        self._link.tell(p.Leave(worker=self._link.worker, epoch=self._link.epoch))
+
+
+def _fold_node(node: Span, totals: dict[Span, float]) -> float:
+    if node in totals:
+        return totals[node]
+    left, right = node.halves()
+    return _fold_node(left, totals) + _fold_node(right, totals)

@@ -1,0 +1,204 @@
+"""Start the servers of a run on this host, and workers that join them, and see them to the end.
+
+Workers come and go; a run ends with its first server. A server that is killed is started again
+with the others, from the run's newest checkpoint and its journal, at the same address, and the
+workers join it by themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from shoal.errors import ShoalError
+from shoal.world.launch import LAUNCHED
+from shoal.world.signals import on_signals
+
+RESTARTS = 5
+"""Times that killed servers are started again, before the run is given up."""
+
+_START = 120.0  # seconds that a server may take to say where it is
+_GRACE = 20.0  # seconds that workers get to end after the run has
+
+Process = subprocess.Popen[bytes]
+
+
+class ServedJob:
+    """The processes of one run on this host."""
+
+    def __init__(
+        self,
+        serve: Sequence[str],
+        again: Sequence[str],
+        work: Sequence[str],
+        *,
+        servers: int,
+        workers: int,
+        listen: str,
+        threads: int,
+        folder: Path,
+    ) -> None:
+        """`serve` and `work` are commands, `again` serves a run that is resumed.
+
+        `folder` is a private place for what servers announce.
+        """
+        self._serve, self._again, self._work = list(serve), list(again), list(work)
+        self._workers_wanted, self._listen, self._folder = workers, listen, folder
+        self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads),
+                             LAUNCHED: str(os.getpid())}  # fmt: skip
+        for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+            self._environment.pop(name, None)
+        self._count = servers
+        self.addresses: list[str] = []
+        self.run_folder: str | None = None
+        self._servers: list[Process] = []
+        self._workers: list[Process] = []
+        self._restarts = 0
+        self._told: set[int] = set()
+
+    def run(self) -> int:
+        """Start everything, and wait; the exit status of the run."""
+        try:
+            with self._passing_on():
+                self._start_servers()
+                if not self._workers_wanted:
+                    self._say_how_to_join()
+                for rank in range(self._workers_wanted):
+                    join = ["--join", self.addresses[0], "--rank", str(rank)]
+                    self._workers.append(self._open([*self._work, *join]))
+                return self._watch()
+        finally:
+            for process in [*self._workers, *self._servers]:
+                if process.poll() is None:
+                    process.kill()
+                process.wait()
+
+    def _start_servers(self) -> None:
+        old = self.addresses
+        begun = self.run_folder is not None and (Path(self.run_folder) / "run.json").exists()
+        serve = [*self._again, "--resume", str(self.run_folder)] if begun else self._serve
+        self._servers, self.addresses = [], []
+        for index in range(self._count):
+            told = self._folder / f"{index}-{self._restarts}"
+            listen = old[index] if old else self._listen_of(index)
+            command = [*serve, "--shard", str(index), "--listen", listen, "--announce", str(told)]
+            if index:
+                command += ["--of", old[0] if old else self.addresses[0]]
+            self._servers.append(self._open(command))
+            if not old:  # the others must know where the first one is
+                self._hear(index, told)
+        for index in range(self._count if old else 0):
+            self._hear(index, self._folder / f"{index}-{self._restarts}")
+
+    def _hear(self, index: int, told: Path) -> None:
+        place = self._await(told, self._servers[index])
+        self.addresses.append(str(place["address"]))
+        if index == 0:
+            self.run_folder = str(place["folder"])
+
+    def _listen_of(self, index: int) -> str:
+        """Where a server listens: the ports after the first one's, where that is given."""
+        host, _, port = self._listen.rpartition(":")
+        return f"{host}:{int(port) + index}" if int(port) else self._listen
+
+    def _await(self, told: Path, process: Process) -> dict[str, str | None]:
+        deadline = time.monotonic() + _START
+        while not told.exists():
+            if process.poll() is not None:
+                raise _Ended(process.returncode)
+            if time.monotonic() > deadline:
+                raise ShoalError("a server does not say where it listens")
+            time.sleep(0.02)
+        place: dict[str, str | None] = json.loads(told.read_text())
+        return place
+
+    def _watch(self) -> int:
+        while True:
+            first = self._servers[0].poll()
+            if first is not None and first >= 0:
+                return self._end(first)
+            dead = [n for n, server in enumerate(self._servers) if (server.poll() or 0) < 0]
+            if dead:
+                self._restart(dead[0])
+            for rank, worker in enumerate(self._workers):
+                self._look_at(rank, worker)
+            if self._workers and all(worker.poll() is not None for worker in self._workers):
+                return self._end_without_workers()
+            time.sleep(0.05)
+
+    def _restart(self, dead: int) -> None:
+        name = signal.Signals(-(self._servers[dead].returncode)).name
+        self._restarts += 1
+        if self._restarts > RESTARTS:
+            raise ShoalError(f"server {dead} was killed by {name}, {RESTARTS} times in all; go on "
+                             f"with: shoal train --resume {self.run_folder}")  # fmt: skip
+        print(f"shoal: server {dead} was killed by {name}; the servers start again from the last "
+              "step", file=sys.stderr)  # fmt: skip
+        for server in self._servers:
+            if server.poll() is None:
+                server.kill()
+            server.wait()
+        self._start_servers()
+
+    def _look_at(self, rank: int, worker: Process) -> None:
+        code = worker.poll()
+        if code is None or code >= 0 or rank in self._told:
+            return
+        self._told.add(rank)
+        print(f"shoal: worker {rank} was killed by {signal.Signals(-code).name}; the others go on",
+              file=sys.stderr)  # fmt: skip
+
+    def _end_without_workers(self) -> int:
+        """Every worker has gone: with the run's end, or without one."""
+        deadline = time.monotonic() + _GRACE
+        while self._servers[0].poll() is None and time.monotonic() < deadline:
+            if any(worker.returncode for worker in self._workers):
+                self._servers[0].send_signal(signal.SIGTERM)
+                self._servers[0].wait()
+                print(f"shoal: error: no worker is left; go on with: shoal train --resume "
+                      f"{self.run_folder}", file=sys.stderr)  # fmt: skip
+                return 1
+            time.sleep(0.05)
+        return self._servers[0].poll() or 0
+
+    def _end(self, status: int) -> int:
+        deadline = time.monotonic() + _GRACE
+        while time.monotonic() < deadline and any(
+            process.poll() is None for process in [*self._workers, *self._servers]
+        ):
+            time.sleep(0.02)
+        return status
+
+    def _say_how_to_join(self) -> None:
+        words = self._serve
+        key = f" --key {words[words.index('--key') + 1]}" if "--key" in words else ""
+        print(f"serving at {self.addresses[0]}; each worker joins with: "
+              f"shoal train --join {self.addresses[0]}{key}", flush=True)  # fmt: skip
+
+    def _open(self, command: Sequence[str]) -> Process:
+        # A terminal's Ctrl-C reaches this process alone.
+        return subprocess.Popen(command, env=self._environment, start_new_session=True)
+
+    @contextmanager
+    def _passing_on(self) -> Iterator[None]:
+        def pass_on(number: int) -> None:
+            for process in self._servers[:1]:
+                if process.poll() is None:
+                    process.send_signal(number)
+
+        with on_signals(pass_on):
+            yield
+
+
+class _Ended(ShoalError):
+    """A server that has said itself why it ended."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"a server ended with status {status} before it served")
