@@ -26,8 +26,8 @@ from typing import Any
 
 from measure import arguments, table, write
 
-from shoal.strategy.leases import Commit, Lease, Mode, Pool
-from shoal.strategy.pace import Pace
+from shoal.strategy.serving.leases import Commit, Lease, Mode, Pool
+from shoal.strategy.serving.pace import Pace
 
 STEP_TIMES = (0.58, 0.75, 1.51, 3.33)
 """Seconds for a quarter of a batch (the convergence runs of FACTS.md)."""

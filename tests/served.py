@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
-from shoal.strategy import protocol as p
-from shoal.strategy.coordinator import Committed, Coordinator
-from shoal.strategy.first_server import FirstServer
 from shoal.strategy.parts import Strategy
-from shoal.strategy.server import Server
-from shoal.strategy.shard import Shard
+from shoal.strategy.serving import protocol as p
+from shoal.strategy.serving.coordinator import Coordinator
+from shoal.strategy.serving.outside import Committed
+from shoal.strategy.serving.first_server import FirstServer
+from shoal.strategy.serving.server import Server
+from shoal.strategy.serving.shard import Shard
 from shoal.wire.ledger import Ledger
 from shoal.wire.messages import Caller, Listener
 
@@ -98,6 +99,7 @@ class Run:
 def work(functions: Sequence[Callable[[], Any]], timeout: float = 120) -> list[Any]:
     """What each function returns (JSON), each in a process of its own."""
     with tempfile.TemporaryDirectory() as name:
+
         def put(number: int, function: Callable[[], Any]) -> None:
             (Path(name) / f"{number}").write_text(json.dumps(function()))
 
@@ -120,9 +122,7 @@ def work(functions: Sequence[Callable[[], Any]], timeout: float = 120) -> list[A
         return [json.loads((Path(name) / f"{n}").read_text()) for n in range(len(functions))]
 
 
-def _serve(
-    strategy: Strategy, index: int, servers: int, folder: Path, patience: float
-) -> None:
+def _serve(strategy: Strategy, index: int, servers: int, folder: Path, patience: float) -> None:
     ledger = Ledger()
     listener = Listener("tcp://127.0.0.1:0", p.TO_SERVER, ledger, key=None, job=JOB)
 

@@ -5,8 +5,8 @@ import time
 import pytest
 
 from shoal.errors import ShoalError
-from shoal.strategy.free import add_range
-from shoal.strategy.leases import Lease, Mode, Pool
+from shoal.strategy.serving.free import add_range
+from shoal.strategy.serving.leases import Lease, Mode, Pool
 
 SYNC = [Mode(bound=0)]
 FREE = [Mode(bound=None)]

@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from shoal.strategy.leases import Lease, Mode, Pool
+from shoal.strategy.serving.leases import Lease, Mode, Pool
 
 WORKERS = ("a", "b", "c", "d")
 shares = st.floats(0, 1, exclude_min=True)

@@ -9,7 +9,7 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 from staleness import in_steps, random_schedule, unequal
 
-from shoal.strategy.leases import Mode
+from shoal.strategy.serving.leases import Mode
 
 
 def test_staleness_is_never_above_the_bound_and_every_sample_is_committed_once_in_order():

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.strategy.pace import Pace
+from shoal.strategy.serving.pace import Pace
 
 
 def pace_of(**speeds: float) -> Pace:

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from shoal.errors import ShoalError
-from shoal.strategy.protocol import Apply, Prepare
-from shoal.strategy.shard import Shard
+from shoal.strategy.serving.protocol import Apply, Prepare
+from shoal.strategy.serving.shard import Shard
 from shoal.wire.frames import view_of
 
 DECISIONS = "decisions.jsonl"

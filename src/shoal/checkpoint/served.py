@@ -23,7 +23,7 @@ from shoal.checkpoint.manifest import FileEntry
 from shoal.checkpoint.reader import Checkpoint
 from shoal.checkpoint.state import read_optimizer, tensors_of
 from shoal.checkpoint.store import Checkpoints
-from shoal.strategy.shard import Shard
+from shoal.strategy.serving.shard import Shard
 
 
 class ServedStore:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from shoal.codec.identity import Identity
 from shoal.errors import ShoalError
 from shoal.strategy.parts import (
-    BoundedStaleness,
     Delta,
     EveryStep,
     FreeRunning,

@@ -12,9 +12,9 @@ from shoal.codec.identity import Identity
 from shoal.exchange.coded_gradient import CodedExchange
 from shoal.exchange.exchange import Exchange
 from shoal.exchange.layout import lay_out
-from shoal.strategy.leases import Mode
 from shoal.strategy.parts import BoundedStaleness, Delta, FreeRunning, Strategy
 from shoal.strategy.rounds import Rounds
+from shoal.strategy.serving.leases import Mode
 from shoal.wire.base import Wire
 from shoal.wire.ledger import Ledger
 from shoal.wire.solo import SoloWire

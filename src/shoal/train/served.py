@@ -12,7 +12,7 @@ import torch
 
 from shoal.config import load
 from shoal.strategy.random_states import seed_everything
-from shoal.strategy.served import ServedWorker
+from shoal.strategy.serving.worker import ServedWorker
 from shoal.tasks.base import Task
 from shoal.train.config import RunConfig, resolve, strategy_of
 from shoal.train.evaluate import measure
@@ -20,9 +20,9 @@ from shoal.train.loop import pick_device
 from shoal.train.optimizer import build_optimizer, set_learning_rate
 from shoal.train.precision import autocast
 from shoal.train.schedule import learning_rate
-from shoal.train.serving import PLAIN_JOB, configured
+from shoal.train.serving import configured
 from shoal.train.start import Build
-from shoal.wire.keys import Key
+from shoal.wire.keys import PLAIN_JOB, Key
 from shoal.wire.ledger import Ledger
 from shoal.world.signals import on_signals
 

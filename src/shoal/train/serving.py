@@ -16,23 +16,21 @@ from shoal.checkpoint.journal import Log
 from shoal.checkpoint.served import ServedStore
 from shoal.config import flatten, to_toml
 from shoal.errors import ShoalError
-from shoal.strategy import protocol as p
-from shoal.strategy.coordinator import Committed, Coordinator
-from shoal.strategy.first_server import FirstServer
-from shoal.strategy.leases import NO_COMMIT, chained
-from shoal.strategy.server import Server
-from shoal.strategy.shard import Shard
+from shoal.strategy.serving import protocol as p
+from shoal.strategy.serving.coordinator import Coordinator
+from shoal.strategy.serving.first_server import FirstServer
+from shoal.strategy.serving.leases import NO_COMMIT, chained
+from shoal.strategy.serving.outside import Committed
+from shoal.strategy.serving.server import Server
+from shoal.strategy.serving.shard import Shard
 from shoal.train.config import RunConfig, strategy_of
 from shoal.train.folder import hold, new_folder, write_manifest
 from shoal.train.progress import Progress, open_progress
 from shoal.train.records import Record, Recorders, open_recorders
-from shoal.wire.keys import Key
+from shoal.wire.keys import PLAIN_JOB, Key
 from shoal.wire.ledger import Ledger
 from shoal.wire.messages import Caller, Listener
 from shoal.world.signals import on_signals
-
-PLAIN_JOB = "plain"
-"""The job that messages without a key name."""
 
 _JOURNAL_LENGTH = 8
 """Times the weights: a journal that is longer asks for a checkpoint."""

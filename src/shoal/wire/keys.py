@@ -24,6 +24,9 @@ _LARGEST = 4096  # bytes; a key file has about 400
 _JOB = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _Z85 = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 
+PLAIN_JOB = "plain"
+"""The job that messages without a key name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Key:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from shoal.errors import ShoalError
-from shoal.strategy.protocol import Constant, Group, Model
+from shoal.strategy.serving.protocol import Constant, Group, Model
 
 
 def describe_model(model: nn.Module, optimizer: torch.optim.Optimizer, clip: float | None) -> Model:

@@ -25,7 +25,7 @@ from typing import Any
 
 import msgspec
 
-from shoal.strategy.leases import Lease
+from shoal.strategy.serving.leases import Lease
 from shoal.wire.ledger import Purpose
 
 

@@ -23,24 +23,20 @@ from torch import Tensor, nn
 from shoal.data.batch import fetch, to_device
 from shoal.data.order import Order
 from shoal.errors import ShoalError
-from shoal.exchange.coded import Coder
-from shoal.exchange.layout import lay_out
 from shoal.exchange.leaves import Leaves
-from shoal.exchange.portions import portions_of
 from shoal.exchange.tree import Span, accumulations, cover, fold, slots_needed
-from shoal.strategy import protocol as p
 from shoal.strategy.admission import refuse_running_statistics
-from shoal.strategy.describe_model import describe_model, options_of
-from shoal.strategy.link import Link, Lost
 from shoal.strategy.parts import Delta, Strategy
 from shoal.strategy.random_states import seed_everything
 from shoal.strategy.schedule import Plan, end_of
+from shoal.strategy.serving import protocol as p
+from shoal.strategy.serving.describe_model import describe_model, options_of
+from shoal.strategy.serving.link import Link, Lost
+from shoal.strategy.serving.replica import Replica
 from shoal.strategy.step import Step
 from shoal.strategy.weights import weights_hash
-from shoal.wire.frames import LONGEST_PAYLOAD
 from shoal.wire.keys import Key
 from shoal.wire.ledger import Ledger
-from shoal.wire.messages import as_tensor
 
 
 class _Leaf(NamedTuple):
@@ -88,8 +84,6 @@ class ServedWorker:
         self._hello = p.Hello(rank=rank, strategy=strategy.name, about=about or {})
         self._link = Link(address, self.ledger, key=key, job=job, timeout=timeout)
         self._plan: p.Plan | None = None
-        self._coder: Coder | None = None
-        self._weights = torch.empty(0)
         self._leaf: _Leaf | None = None
         self._lost = False
         self._connect()
@@ -212,15 +206,13 @@ class ServedWorker:
     def _connect(self) -> None:
         welcome = self._link.connect(self._hello, self._described)
         self.position = welcome.position
-        if self._weights.numel() == 0:
+        if not hasattr(self, "replica"):
             self._lay_out(len(welcome.servers))
-        if self._coded is not None:
-            self._coder = self._coded.coder(self.layout.elements)
-        self._have = -1
+        self.replica.forget()
         self._leaf = None
         self._lost = False
         if welcome.initialise:
-            self._bring()
+            self.replica.bring(self._link, self.model, self._described)
 
     def _rejoin(self) -> None:
         self._connect()
@@ -232,35 +224,14 @@ class ServedWorker:
         link.tell(p.Begin(worker=link.worker, epoch=link.epoch, plan=self._plan))
 
     def _lay_out(self, servers: int) -> None:
-        self.layout = lay_out(self._named, servers)
-        self._portions, self._coded = portions_of(self.layout, self.strategy.codec, servers)
-        self._weights = self._flat()
-        for parameter, view in zip(self._parameters, self.layout.views(self._weights), strict=True):
-            view.copy_(parameter.detach())
-            parameter.data = view
-        self._leaves = Leaves(self.layout, self._parameters, self.ledger, allocate=self._flat,
-                              filled=self._filled)  # fmt: skip
-        self._base = self._flat() if isinstance(self.strategy.payload, Delta) else None
+        self.replica = Replica(self._named, self.strategy.codec, servers)
+        self._leaves = Leaves(self.replica.layout, self._parameters, self.ledger,
+                              allocate=self.replica.flat, filled=self._filled)  # fmt: skip
+        self._base = self.replica.flat() if isinstance(self.strategy.payload, Delta) else None
 
-    def _flat(self) -> Tensor:
-        return torch.zeros(self.layout.elements, dtype=self._parameters[0].dtype,
-                           device=self._device)  # fmt: skip
-
-    def _bring(self) -> None:
-        """Send the weights, and what does not train, to a run that is new."""
-        link = self._link
-        for server, portion in enumerate(self._portions):
-            for bucket, piece in enumerate(portion.pieces):
-                if piece.length:
-                    header = p.Initial(worker=link.worker, epoch=link.epoch, bucket=bucket)
-                    link.push(server, header, self._weights[slice(*piece)])
-        named = dict(self.model.named_parameters()) | dict(self.model.named_buffers())
-        for number, constant in enumerate(self._described.constants):
-            raw = named[constant.name].detach().contiguous().cpu().flatten().view(torch.uint8)
-            for start in range(0, len(raw), LONGEST_PAYLOAD):
-                fixed = p.Fixed(worker=link.worker, epoch=link.epoch, number=number, start=start)
-                link.push(0, fixed, raw[start : start + LONGEST_PAYLOAD])
-        link.flush()
+    def _pull(self) -> None:
+        with self.ledger.spend("exchanging"):
+            self.replica.pull(self._link)
 
     # A lease
 
@@ -269,8 +240,8 @@ class ServedWorker:
         self._pull()
         if go.local_batch and self._base is not None:
             if not self.optimizer.state:
-                self._pull_state()
-            self._base.copy_(self._weights)
+                self.replica.pull_state(self._link, self.optimizer)
+            self._base.copy_(self.replica.weights)
         self._total, self._count = 0.0, 0
 
     def _leaves_of(self, go: p.Go) -> Iterator[_Leaf]:
@@ -298,23 +269,8 @@ class ServedWorker:
 
     def _filled(self, bucket: int) -> None:
         """A bucket of the contribution is complete."""
-        if self._go.local_batch == 0 and self._coded is None:
-            self._push(bucket, self._leaves.slots[0])
-
-    def _push(self, bucket: int, flat: Tensor) -> None:
-        link = self._link
-        for server, portion in enumerate(self._portions):
-            piece = portion.pieces[bucket]
-            if not piece.length:
-                continue
-            if self._coded is None:
-                payload = flat[slice(*piece)]
-            else:
-                assert self._coder is not None
-                payload = self._coded.encode(bucket, server, flat, self._coder)
-            header = p.Part(worker=link.worker, epoch=link.epoch, lease=self._go.lease.number,
-                            bucket=bucket)  # fmt: skip
-            link.push(server, header, payload)
+        if self._go.local_batch == 0 and self.replica.coded is None:
+            self.replica.push(self._link, self._go.lease.number, bucket, self._leaves.slots[0])
 
     def _close(self, leaf: _Leaf) -> Step | None:
         """The step is whole: send it, or take it and go on."""
@@ -365,14 +321,14 @@ class ServedWorker:
         contribution = self._leaves.slots[0]
         if self._go.local_batch:
             assert self._base is not None
-            contribution = torch.sub(self._base, self._weights)
-        elif self._coded is not None and self._count:
+            contribution = torch.sub(self._base, self.replica.weights)
+        elif self.replica.coded is not None and self._count:
             contribution.div_(self._count)  # what is owed is owed as a mean
         finite = math.isfinite(total)
-        if (self._go.local_batch or self._coded is not None) and finite:
+        if (self._go.local_batch or self.replica.coded is not None) and finite:
             finite = bool(contribution.isfinite().all())
-            for bucket in range(len(self.layout.buckets)) if finite else ():
-                self._push(bucket, contribution)
+            for bucket in range(len(self.replica.layout.buckets)) if finite else ():
+                self.replica.push(self._link, lease.number, bucket, contribution)
         link, page = self._link, self.ledger.reset()
         link.tell(p.Done(
             worker=link.worker, epoch=link.epoch, lease=lease.number,
@@ -382,59 +338,6 @@ class ServedWorker:
             sent=sum(page.sent.values()), received=sum(page.received.values()),
         ))  # fmt: skip
         link.flush()
-
-    # Parameters
-
-    def _pull(self) -> None:
-        """Take over the servers' present parameters."""
-        with self.ledger.spend("exchanging"):
-            versions = [self._pull_from(server) for server in range(self._link.servers)]
-        self._have = min(versions)
-
-    def _pull_from(self, server: int) -> int:
-        link, first, version = self._link, 0, -1
-        while first >= 0:
-            header = p.Pull(worker=link.worker, epoch=link.epoch, have=self._have, first=first)
-            first = -1
-            for got, payload in link.pull(server, header):
-                assert isinstance(got, p.Weights | p.Change)
-                version = got.version
-                if got.bucket < 0:
-                    first = got.rest if isinstance(got, p.Weights) else -1
-                    continue
-                mine = self._weights[slice(*self._portions[server].pieces[got.bucket])]
-                if isinstance(got, p.Weights):
-                    mine.copy_(as_tensor(payload, mine.dtype, len(mine)))
-                else:
-                    assert self._coded is not None
-                    raw = as_tensor(payload, torch.uint8, self._coded.length(got.bucket, server))
-                    change = torch.empty_like(mine)
-                    self._coded.decode(got.bucket, server, raw, change)
-                    mine.add_(change)
-        return version
-
-    def _pull_state(self) -> None:
-        """Take over what the servers' optimizer keeps, at the border of a phase."""
-        flats: dict[str, Tensor] = {}
-        numbers: dict[str, float] = {}
-        link = self._link
-        for server in range(link.servers):
-            header = p.Pull(worker=link.worker, epoch=link.epoch, state=True)
-            for got, payload in link.pull(server, header):
-                if not isinstance(got, p.State) or not got.key:
-                    continue
-                if got.bucket < 0:
-                    numbers[got.key] = got.number
-                    continue
-                flat = flats.setdefault(got.key, self._flat())
-                mine = flat[slice(*self._portions[server].pieces[got.bucket])]
-                mine.copy_(as_tensor(payload, mine.dtype, len(mine)))
-        views = {key: self.layout.views(flat) for key, flat in flats.items()}
-        for index, parameter in enumerate(self._parameters):
-            state: dict[str, Any] = {key: torch.tensor(n) for key, n in numbers.items()}
-            state |= {key: each[index].clone() for key, each in views.items()}
-            if state:
-                self.optimizer.state[parameter] = state
 
     def _measure(self, order: p.Measure) -> None:
         link = self._link

@@ -14,8 +14,8 @@ import msgspec
 from torch import Tensor
 
 from shoal.errors import ShoalError
-from shoal.strategy import protocol as p
-from shoal.strategy.shard import Shard
+from shoal.strategy.serving import protocol as p
+from shoal.strategy.serving.shard import Shard
 from shoal.wire.ledger import Ledger
 from shoal.wire.messages import Caller, Listener, Malformed, Received
 

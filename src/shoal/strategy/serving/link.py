@@ -9,7 +9,7 @@ import msgspec
 from torch import Tensor
 
 from shoal.errors import ShoalError
-from shoal.strategy import protocol as p
+from shoal.strategy.serving import protocol as p
 from shoal.wire.keys import Key
 from shoal.wire.ledger import Ledger
 from shoal.wire.messages import Caller

@@ -31,8 +31,7 @@ from typing import NamedTuple
 import msgspec
 
 from shoal.errors import ShoalError
-from shoal.strategy.free import Cut, Free, Piece, Range, add_range
-
+from shoal.strategy.serving.free import Cut, Free, Piece, Range, add_range
 
 NO_COMMIT = hashlib.sha256().hexdigest()
 """The order hash before the first commit."""

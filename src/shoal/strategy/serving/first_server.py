@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from shoal.errors import ShoalError
-from shoal.strategy import protocol as p
-from shoal.strategy.coordinator import Committed, Coordinator
-from shoal.strategy.members import Membership
-from shoal.strategy.server import LOOK, Journal, Server, Store, read_model
-from shoal.strategy.shard import Shard
+from shoal.strategy.serving import protocol as p
+from shoal.strategy.serving.coordinator import Coordinator
+from shoal.strategy.serving.members import Membership
+from shoal.strategy.serving.outside import Committed
+from shoal.strategy.serving.server import LOOK, Journal, Server, Store, read_model
+from shoal.strategy.serving.shard import Shard
+from shoal.strategy.serving.watch import Watch
 from shoal.wire.ledger import Ledger
 from shoal.wire.messages import Caller, Gone, Listener, Malformed, Received
 
@@ -81,6 +83,7 @@ class FirstServer(Server):
         self._on_look, self._on_begin = on_look, on_begin
         self._on_measured, self._on_done = on_measured, on_done
         self.coordinator = make(self)
+        self._watch = Watch(self.coordinator)
 
     # Outside, as the coordinator sees it
 
@@ -141,7 +144,7 @@ class FirstServer(Server):
             got = self.listener.receive(0.0 if self._queue else LOOK)
             self._idle += time.perf_counter() - idle
             now = time.monotonic()
-            self.coordinator.excuse(now - self.coordinator.now - LOOK)
+            self._watch.excuse(now - self.coordinator.now - LOOK)
             self.coordinator.now = now
             if isinstance(got, Gone):
                 member = self.coordinator.members.at(got.peer)
@@ -156,7 +159,7 @@ class FirstServer(Server):
             if now - looked > LOOK:
                 looked = now
                 self._on_look()
-                self.coordinator.tick()
+                self._watch.look()
                 self._drain()
             if self.coordinator.over:
                 ended = ended or now

@@ -23,9 +23,9 @@ from shoal.exchange.coded import Coder
 from shoal.exchange.layout import Layout, lay_out
 from shoal.exchange.portions import portions_of
 from shoal.exchange.tree import BlockSum, Span
-from shoal.strategy.delayed_nesterov import DelayedNesterov
 from shoal.strategy.parts import Delta, FreeRunning, Strategy
-from shoal.strategy.protocol import Apply, Model, Prepare, Share
+from shoal.strategy.serving.delayed_nesterov import DelayedNesterov
+from shoal.strategy.serving.protocol import Apply, Model, Prepare, Share
 from shoal.strategy.shards import ELEMENTWISE, Slice
 from shoal.wire.messages import Malformed, as_tensor
 
@@ -120,7 +120,7 @@ class Shard:
 
     def prepare(self, commit: Prepare) -> Tensor:
         """Make the mean of a commit; float64 norms of its blocks."""
-        parts = [self._weighed(share) for share in commit.shares]
+        parts = [self._weighed(share, delta=commit.delta) for share in commit.shares]
         self._prepared = commit
         if self.coded is not None or self.outer is not None:
             return self._mean_of_any(parts, commit)
@@ -145,15 +145,17 @@ class Shard:
             self.mean.div_(commit.count)
         return torch.linalg.vector_norm(self.mean).double().view(1)
 
-    def _weighed(self, share: Share) -> Tensor:
-        """A contribution, compensated for its delay and scaled for its staleness."""
+    def _weighed(self, share: Share, *, delta: bool) -> Tensor:
+        """A contribution as a sum, compensated for its delay and scaled for its staleness."""
         buffer = self._waiting[share.lease].buffer
+        coded = self.coded is not None and not delta  # then it came as a mean
         seen = self._seen.get(share.worker)
         if self.compensation and seen is not None and share.count:
-            # Of the mean g of a contribution: g + lambda g g (now - seen), Zheng et al., ICML 2017.
+            # Of a contribution's mean g: g + lambda g g (now - seen), Zheng et al., ICML 2017.
             moved = torch.sub(self.weights, seen).mul_(buffer).mul_(buffer)
-            buffer.add_(moved, alpha=self.compensation / share.count)
-        return buffer if share.weight == 1.0 else buffer.mul_(share.weight)
+            buffer.add_(moved, alpha=self.compensation / (1 if coded else share.count))
+        scale = share.weight * (share.count if coded else 1)
+        return buffer if scale == 1.0 else buffer.mul_(scale)
 
     def apply(self, order: Apply) -> None:
         """Step with the prepared mean, scaled."""
