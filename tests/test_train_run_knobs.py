@@ -57,6 +57,8 @@ LOCAL = ("strategy=diloco", "local.warm_up=0", "local.inner_steps=2")
 ONE = ("strategy=diloco", "local.warm_up=0", "local.inner_steps=1")
 WARM = ("strategy=diloco", "local.inner_steps=2", "local.warm_up=0.5")
 HOGWILD = ("strategy=hogwild",)
+SSP = ("strategy=ssp",)
+ASYNC = ("strategy=async_ps",)
 EPOCH = ("budget.steps=none", "data.source=short.txt", "budget.epochs=1")
 
 # key: (settings beside which it is changed, its changed value, what must be seen)
@@ -113,6 +115,14 @@ KNOBS: dict[str, tuple[tuple[str, ...], Any, Any]] = {
     "local.warm_up": (LOCAL, 0.5, changes("weights")),
     "local.warm_up_with": (WARM, "ddp", changes("weights")),
     "hogwild.moments": (HOGWILD, "own", keeps_weights_and_changes("moments")),
+    "servers.count": (ASYNC, 3, changes("parts", "servers")),
+    "servers.bound": (SSP, 5, changes("parts")),
+    "servers.buffer": (ASYNC, 1, changes("parts")),
+    "servers.damping": (ASYNC, 0.5, changes("parts")),
+    "servers.compensation": (ASYNC, 0.04, changes("parts")),
+    "servers.patience": (ASYNC, 9, changes("patience", patience=9.0)),
+    "servers.journal": (ASYNC, "false", changes("journal")),
+    "servers.plain": (ASYNC, "true", changes("key", key="no key is needed")),
     "checkpoint.save_every": ((), 3, keeps_weights_and_changes(checkpoints=[3, 4])),
     "checkpoint.keep": ((), 1, keeps_weights_and_changes(checkpoints=[4])),
     "evaluation.every": ((), 1, keeps_weights_and_changes(measured=[1, 2, 3, 4])),
@@ -177,6 +187,36 @@ def _train_all(at: str, every: list[tuple[str, ...]]) -> list[tuple[tuple[str, .
     ]
 
 
+def _served(config: RunConfig, runs: Path, stack: Any) -> Outcome:
+    """The server of a run on parameter servers, ready to serve. `tests/test_served*.py` have what
+    its parts do."""
+    from argparse import Namespace
+
+    from shoal.cli.serve import key_of
+    from shoal.errors import ShoalError
+    from shoal.strategy.serving.protocol import TO_SERVER
+    from shoal.train.config import strategy_of
+    from shoal.train.serving import FirstRun, Place
+    from shoal.wire.ledger import Ledger
+    from shoal.wire.messages import Listener
+
+    place = Place(listen="tcp://127.0.0.1:0", key=None)
+    listener = Listener(place.listen, TO_SERVER, Ledger(), key=None, job=place.job)
+    stack.callback(listener.close)
+    first = FirstRun(config, place, listener, Ledger(), runs, stack, json_lines=True, resumed=False)
+    try:
+        key = "no key is needed" if key_of(Namespace(key=None), config) is None else "a key"
+    except ShoalError as error:
+        key = str(error)
+    return {
+        "parts": repr(strategy_of(config)),
+        "servers": first.server.servers,
+        "patience": first.server.coordinator.pace.floor,
+        "journal": first.server.journal is None,
+        "key": key,
+    }
+
+
 def _train(settings: tuple[str, ...], runs: Path) -> Outcome:
     """Train through the parts of `shoal train`, one worker, and say everything that was seen."""
     import shutil
@@ -196,6 +236,8 @@ def _train(settings: tuple[str, ...], runs: Path) -> Outcome:
         with ExitStack() as stack:
             config = load(RunConfig, files=[Path("tiny.toml")], settings=[*SHORT, *settings])
             config = resolve(config)
+            if config.servers.count:
+                return _served(config, runs, stack)
             build, world = recipe(config.recipe), join_world({})
             training = start(config, build, world, stack, runs=runs, quiet=True)
             worker = training.worker

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shoal.checkpoint import Checkpoints
 from shoal.checkpoint.journal import Log
 from shoal.checkpoint.served import ServedStore
-from shoal.config import flatten, to_toml
+from shoal.config import to_toml
 from shoal.errors import ShoalError
 from shoal.strategy.serving import protocol as p
 from shoal.strategy.serving.coordinator import Coordinator
@@ -26,7 +25,9 @@ from shoal.strategy.serving.shard import Shard
 from shoal.train.config import RunConfig, strategy_of
 from shoal.train.folder import hold, new_folder, write_manifest
 from shoal.train.progress import Progress, open_progress
-from shoal.train.records import Record, Recorders, open_recorders
+from shoal.train.records import Record
+from shoal.train.roster import Roster
+from shoal.train.served_records import FATES, ServedRecords
 from shoal.wire.keys import PLAIN_JOB, Key
 from shoal.wire.ledger import Ledger
 from shoal.wire.messages import Caller, Listener
@@ -77,7 +78,7 @@ def serve(
         folder = resume or new_folder(runs, config)
         stack.enter_context(hold(folder))
         place.announce(listener.address, folder)
-        run = _FirstRun(config, place, listener, ledger, folder, stack, json_lines=json_lines,
+        run = FirstRun(config, place, listener, ledger, folder, stack, json_lines=json_lines,
                         resumed=resume is not None)  # fmt: skip
         return run.serve()
 
@@ -146,7 +147,7 @@ def _builder(config: RunConfig) -> Callable[[p.Model, int, int], Shard]:
     return build
 
 
-class _FirstRun:
+class FirstRun:
     """The first server of a run, with what a person sees of it."""
 
     def __init__(
@@ -165,13 +166,11 @@ class _FirstRun:
         self._stack, self._json = stack, json_lines
         self._log = Log(folder / "journal") if config.servers.journal else None
         self._checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint.keep)
-        self._recorders: Recorders | None = None
+        self._records: ServedRecords | None = None
         self._progress: Progress | None = None
-        self._pending: deque[tuple[Record, bool]] = deque()
+        self._roster = Roster()
         self._events: list[str] = []
-        self._last = time.perf_counter()
-        self._lent: dict[int, Recorders] = {}
-        self._early: list[tuple[int, str]] = []
+        """What the next record tells."""
         resume = self._newest() if resumed else None
         self._resumed_step = 0 if resume is None else resume[2]
         self.server = FirstServer(
@@ -191,6 +190,9 @@ class _FirstRun:
             on_event=self._event,
             on_measured=self._measured,
             on_begin=self._begin,
+            on_look=self._look,
+            on_done=self._done,
+            on_drop=self._dropped,
         )
 
     def serve(self) -> int:
@@ -201,8 +203,9 @@ class _FirstRun:
 
         with on_signals(stop):
             self.server.serve()
-        self._flush(every=True)
         run = self.server.coordinator
+        if self._records is not None:
+            self._records.flush(every=True)
         if run.failure:
             raise ShoalError(f"{run.failure}{self._way_back()}")
         if self._progress is None:
@@ -216,10 +219,8 @@ class _FirstRun:
             f"shoal generate {self.folder} --prompt 'The '", f"shoal eval {self.folder}",
             f"shoal report {self.folder}",
         ])  # fmt: skip
-        counts = run.pool.counts
-        told = ", ".join(
-            f"{counts[key]} {key}" for key in ("applied", "refused", "retried", "late")
-        )
+        fates = self._fates
+        told = ", ".join(f"{fates[fate]} {fate}" for fate in FATES)
         self._progress.note(
             f"contributions: {told}; every sample once, order SHA-256 {run.pool.order_hash[:16]}"
         )
@@ -271,80 +272,66 @@ class _FirstRun:
             open_progress(steps, resumed_step=self._resumed_step, every=self.config.records.every,
                           json=self._json, out=sys.stdout)
         )  # fmt: skip
-        self._recorders = self._stack.enter_context(
-            open_recorders(
-                self.config.records, self.folder, worker=0, workers=1,
-                resumed_step=self._resumed_step, run=flatten(self.config),
-                warn=lambda text: self._event(-1, text),
-            )
+        self._records = ServedRecords(
+            self.config, self.folder, resumed_step=self._resumed_step, end=plan.end,
+            show=self._show, warn=lambda text: self._event(-1, text),
         )  # fmt: skip
-        self._last = time.perf_counter()
-        for worker, text in self._early:
-            self._event(worker, text)
+        self._stack.callback(self._records.close)
+        self._look()
+
+    def _show(self, record: Record, last: bool) -> None:
+        if self._progress is not None:
+            self._progress.step(record, last=last)
+
+    def _look(self) -> None:
+        """Show who is here; who has come or gone is said, and noted in the next record."""
+        run = self.server.coordinator
+        if self._progress is None or run.over:
+            return
+        for sentence in self._roster.changes(run):
+            self._progress.note(sentence)
+            self._events.append(sentence)
+        self._progress.look(self._roster.rows(run))
+
+    def _done(self, worker: int, done: p.Done) -> None:
+        if self._records is not None:
+            self._records.done(worker, done)
+
+    def _dropped(self, leases: Sequence[int]) -> None:
+        if self._records is not None:
+            self._records.dropped(leases)
 
     def _committed(self, what: Committed) -> None:
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        page = self.ledger.reset()
-        waiting = self.server.idle_seconds()
-        record = Record(
-            step=what.step,
-            position=what.position,
-            tokens=what.count,
-            loss=what.loss,
-            lr=float(what.options.get("lr", 0.0)),
-            grad_norm=what.norm,
-            tokens_per_second=what.count / seconds,
-            seconds_computing=0.0,
-            seconds_exchanging=max(0.0, seconds - waiting),
-            seconds_waiting=min(waiting, seconds),
-            seconds_data=0.0,
-            bytes_sent=sum(page.sent.values()),
-            bytes_received=sum(page.received.values()),
-            events=self._events or None,
-            staleness={str(worker): list(each) for worker, each in what.staleness.items()},
-            workers=what.members,
-        )
-        self._events = []
-        self._pending.append((record, what.measure))
-        self._flush()
+        assert self._records is not None
+        self._roster.note(what.staleness)
+        events, self._events = self._events, []
+        self._records.committed(
+            what, self.ledger.reset(), waiting=self.server.idle_seconds(),
+            fates=self._fates, events=events,
+        )  # fmt: skip
         log, shard = self._log, self.server.shard
-        if (
-            log is not None
-            and shard is not None
-            and log.bytes > _JOURNAL_LENGTH * shard.mean.nbytes
-        ):
-            self.server.coordinator.save_soon = True
+        if log is not None and shard is not None:
+            long = log.bytes > _JOURNAL_LENGTH * shard.mean.nbytes
+            self.server.coordinator.save_soon |= long
+
+    @property
+    def _fates(self) -> Counter[str]:
+        """What became of the contributions that this process has seen."""
+        run = self.server.coordinator
+        return run.counts + (run.pool.counts if run.pool else Counter())
 
     def _measured(self, step: int, metrics: Mapping[str, float]) -> None:
-        for number, (record, waits) in enumerate(self._pending):
-            if waits and record.step == step:
-                held_out = dict(metrics) or None
-                self._pending[number] = (replace(record, held_out=held_out), False)
-        self._flush()
-
-    def _flush(self, *, every: bool = False) -> None:
-        """Write records in order, as far as none waits for its held-out metrics."""
-        while self._pending and (every or not self._pending[0][1]):
-            record, _ = self._pending.popleft()
-            pool = self.server.coordinator.pool
-            last = pool is not None and record.position >= pool.cut.end
-            if self._recorders is not None and self._progress is not None:
-                self._recorders.write(record, last=last)
-                self._progress.step(record, last=last)
+        if self._records is not None:
+            self._records.measured(step, metrics)
 
     def _event(self, worker: int, text: str) -> None:
-        if self._progress is None:
-            self._early.append((worker, text))
-            print(f"shoal: worker {worker}: {text}" if worker >= 0 else f"shoal: {text}",
-                  file=sys.stderr)  # fmt: skip
-            return
-        if worker >= 0:
+        self._events.append(f"worker {worker}: {text}" if worker >= 0 else text)
+        if self._progress is None:  # nobody has begun
+            print(f"shoal: {self._events[-1]}", file=sys.stderr)
+        elif worker >= 0:
             self._progress.warn(worker, text)
-            self._events.append(f"worker {worker}: {text}")
         else:
             self._progress.note(text)
-            self._events.append(text)
 
     def _way_back(self) -> str:
         if not any(self.folder.glob("checkpoints/step-*")):

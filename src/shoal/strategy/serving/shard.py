@@ -36,10 +36,16 @@ NEWS = 16
 """Commits whose changes are kept for workers that are not far behind."""
 
 
+News = tuple[int, int, Tensor]
+"""A version, a bucket, and the bytes of how far that version moved it."""
+
+
 class _Contribution:
-    def __init__(self, buffer: Tensor, missing: set[int]) -> None:
-        self.buffer, self.missing = buffer, missing
+    def __init__(self, peer: bytes, buffer: Tensor, missing: set[int], seen: Tensor | None) -> None:
+        self.peer, self.buffer, self.missing = peer, buffer, missing
         self.finite = True
+        self.seen = seen
+        """The parameters that it was computed from, where compensation asks for them."""
 
 
 class Shard:
@@ -51,6 +57,8 @@ class Shard:
         self.layout = layout_of(model, servers)
         portions, self.coded = portions_of(self.layout, strategy.codec, servers)
         self.portion = portions[index]
+        self.owners = {server for server, each in enumerate(portions) if each.elements}
+        """Servers that own something: of a tiny model, some own nothing."""
         self.dtype: torch.dtype = getattr(torch, model.dtype)
         self.weights = torch.zeros(self.portion.elements, dtype=self.dtype)
         self.mean = torch.zeros_like(self.weights)
@@ -61,8 +69,8 @@ class Shard:
             self.outer = DelayedNesterov(strategy.payload.outer, self.portion.elements)
         timing = strategy.timing
         self.compensation = timing.compensation if isinstance(timing, FreeRunning) else 0.0
-        self._seen: dict[int, Tensor] = {}
-        """By worker, the parameters that it computes from, where compensation asks for them."""
+        self._seen: dict[bytes, Tensor] = {}
+        """By connection, the parameters last pulled, where compensation asks for them."""
         self._waiting: dict[int, _Contribution] = {}
         self._free: list[Tensor] = []
         self._sum = BlockSum(self.dtype, self.weights.device)
@@ -78,10 +86,13 @@ class Shard:
 
     # Contributions
 
-    def take(self, lease: int, bucket: int, payload: memoryview | None) -> bool | None:
+    def take(
+        self, peer: bytes, lease: int, bucket: int, payload: memoryview | None
+    ) -> bool | None:
         """Copy a bucket in; whether all of it is finite once it is whole, None before.
 
-        Raises Malformed for a bucket that does not exist or has another length.
+        Raises Malformed for a bucket that does not exist, came already or has another length, and
+        for a lease of which another connection has sent something.
         """
         missing = self.wanted()
         if bucket not in missing:
@@ -91,7 +102,12 @@ class Shard:
             if len(self._waiting) >= MOST_WAITING:
                 raise Malformed(f"more than {MOST_WAITING} contributions are under way")
             buffer = self._free.pop() if self._free else torch.empty_like(self.weights)
-            one = self._waiting[lease] = _Contribution(buffer, missing)
+            one = _Contribution(peer, buffer, missing, self._seen.get(peer))
+            self._waiting[lease] = one
+        if one.peer != peer:
+            raise Malformed(f"lease {lease} is another worker's")
+        if bucket not in one.missing:
+            raise Malformed(f"bucket {bucket} of lease {lease} has come already")
         place = self.portion.places[bucket]
         part = one.buffer[place.start : place.stop]
         self._read(bucket, payload, part)
@@ -102,6 +118,11 @@ class Shard:
     def wanted(self) -> set[int]:
         """Buckets of which this server owns something."""
         return {number for number, place in enumerate(self.portion.places) if place.length}
+
+    def gone(self, peer: bytes) -> None:
+        """A connection has ended: what it has sent in part will never be whole."""
+        self._seen.pop(peer, None)
+        self.drop([n for n, one in self._waiting.items() if one.peer == peer and one.missing])
 
     def drop(self, leases: Sequence[int]) -> None:
         """Forget contributions."""
@@ -120,8 +141,10 @@ class Shard:
 
     def prepare(self, commit: Prepare) -> Tensor:
         """Make the mean of a commit; float64 norms of its blocks."""
-        parts = [self._weighed(share, delta=commit.delta) for share in commit.shares]
         self._prepared = commit
+        if not self.portion.elements:  # it owns nothing of a model this small
+            return torch.empty(0, dtype=torch.float64)
+        parts = [self._weighed(share, delta=commit.delta) for share in commit.shares]
         if self.coded is not None or self.outer is not None:
             return self._mean_of_any(parts, commit)
         nodes = [Span(share.start, share.stop) for share in commit.shares]
@@ -147,9 +170,9 @@ class Shard:
 
     def _weighed(self, share: Share, *, delta: bool) -> Tensor:
         """A contribution as a sum, compensated for its delay and scaled for its staleness."""
-        buffer = self._waiting[share.lease].buffer
+        one = self._waiting[share.lease]
+        buffer, seen = one.buffer, one.seen
         coded = self.coded is not None and not delta  # then it came as a mean
-        seen = self._seen.get(share.worker)
         if self.compensation and seen is not None and share.count:
             # Of a contribution's mean g: g + lambda g g (now - seen), Zheng et al., ICML 2017.
             moved = torch.sub(self.weights, seen).mul_(buffer).mul_(buffer)
@@ -208,7 +231,7 @@ class Shard:
             return
         self._news.append((self.version, [(b, self._change(b)) for b in sorted(self.wanted())]))
 
-    def news_since(self, version: int) -> list[tuple[int, int, Tensor]] | None:
+    def news_since(self, version: int) -> list[News] | None:
         """(version, bucket, bytes) of all changes after a version, where that is less than all."""
         fresh = [(number, changes) for number, changes in self._news if number > version]
         if self.coded is None or not fresh or fresh[0][0] != version + 1:
@@ -228,14 +251,10 @@ class Shard:
         replica.add_(moved)
         return payload
 
-    def remember(self, worker: int) -> None:
+    def remember(self, peer: bytes) -> None:
         """Note the parameters that a worker is about to compute from."""
         if self.compensation:
-            self._seen.setdefault(worker, torch.empty_like(self.weights)).copy_(self.weights)
-
-    def forget(self, worker: int) -> None:
-        """A worker is gone."""
-        self._seen.pop(worker, None)
+            self._seen[peer] = self.replica.clone()
 
     def optimizer_state(self) -> dict[str, Tensor | float]:
         """What the optimizer keeps: compact buffers, and numbers, by key."""
