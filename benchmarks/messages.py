@@ -30,6 +30,7 @@ import torch
 import zmq
 from measure import arguments, median_ratio, slowest, spread, table, write
 
+from shoal.wire.frames import as_bytes
 from shoal.wire.keys import Key, new_key, worker_part
 from shoal.wire.ledger import Ledger
 from shoal.wire.messages import Caller, Gone, Listener, Received
@@ -142,16 +143,18 @@ def _server(
 
 def _serve(listener: Listener, buffer: torch.Tensor) -> None:
     """One round: a worker that has sent everything gets everything."""
-    pieces = buffer.split(CHUNK // 4)
+    pieces: list[bytes] = []
     left: dict[bytes, int] = {}
     done = 0
     while done < WORKERS:
         got = listener.receive(10)
         assert isinstance(got, Received), got
         assert got.payload is not None and got.payload.nbytes == CHUNK
-        left[got.peer] = left.get(got.peer, len(pieces)) - 1
+        left[got.peer] = left.get(got.peer, SIZE // CHUNK) - 1
         if not left[got.peer]:
             done += 1
+            if not pieces:  # one copy of the parameters, for both workers
+                pieces = [bytes(as_bytes(piece)) for piece in buffer.split(CHUNK // 4)]
             for index, piece in enumerate(pieces):
                 assert listener.send(got.peer, Pulled(index), piece)
 

@@ -98,7 +98,7 @@ def view_of(tensor: Tensor) -> memoryview:
     return memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
-def as_bytes(payload: Tensor | memoryview) -> memoryview:
+def as_bytes(payload: Tensor | memoryview | bytes) -> memoryview:
     """The bytes of a payload, in place where it lies contiguously in this host's memory.
 
     Raises ValueError where there are more than a message may carry.
@@ -108,7 +108,7 @@ def as_bytes(payload: Tensor | memoryview) -> memoryview:
         flat = whole.as_strided((whole.numel(),), (1,))  # one number may have any stride
         view = flat.view(torch.uint8).numpy().data
     else:
-        view = payload.cast("B")
+        view = memoryview(payload).cast("B")
     if view.nbytes > LONGEST_PAYLOAD:
         raise ValueError(f"a payload of {view.nbytes} bytes is longer than {LONGEST_PAYLOAD}")
     return view

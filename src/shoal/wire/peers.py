@@ -13,6 +13,7 @@ import zmq
 
 from shoal.wire.sockets import Watch
 
+_REMEMBERED = 1024  # peers whose late messages are known to be late
 _LAST_WORDS = 0.5  # seconds that a peer's end may wait for what the peer sent before it
 
 
@@ -29,7 +30,7 @@ class Peers:
         self._open: set[int] = set()
         self._at: dict[int, bytes] = {}
         self._leaving: dict[bytes, float] = {}
-        self._late: set[bytes] = set()
+        self._gone: dict[bytes, None] = {}  # in the order of going
         self._refused: set[bytes] = set()
 
     @property
@@ -53,7 +54,7 @@ class Peers:
 
     def saw(self, peer: bytes, frame: zmq.Frame) -> bool:
         """Take note of a message; whether its sender may still be heard."""
-        if peer in self._late:
+        if peer in self._gone:
             return False
         number = int(frame.get(zmq.SRCFD))
         there = self._at.get(number)
@@ -73,7 +74,6 @@ class Peers:
 
     def ended(self) -> bytes | None:
         """A peer that is gone. To be asked when no message waits: then all of its own were read."""
-        self._late.clear()
         return self._forget(next(iter(self._leaving))) if self._leaving else None
 
     def overdue(self) -> bytes | None:
@@ -81,7 +81,6 @@ class Peers:
         if self._leaving:
             peer, since = next(iter(self._leaving.items()))
             if time.monotonic() - since > _LAST_WORDS:
-                self._late.add(peer)
                 return self._forget(peer)
         return None
 
@@ -90,6 +89,9 @@ class Peers:
 
     def _forget(self, peer: bytes) -> bytes:
         del self._leaving[peer]
+        self._gone[peer] = None
+        if len(self._gone) > _REMEMBERED:
+            del self._gone[next(iter(self._gone))]
         self._refused.discard(peer)
         return peer
 

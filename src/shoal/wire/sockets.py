@@ -1,7 +1,8 @@
 """The transport below the messages: addresses, socket options, who may enter, and what happened.
 
-Each end has a ZeroMQ context of its own, with its own input and output threads, so that what
-happens on its connections is told in order.
+Each end has a ZeroMQ context of its own with one input and output thread, so that everything that
+happens on its connections is told in order. (With two, a connection's first message could be read
+before the connection was told of.)
 """
 
 from __future__ import annotations
@@ -108,16 +109,13 @@ def keep_freed_memory() -> None:
             mallopt(parameter, value)
 
 
-def open_socket(
-    kind: int, address: Address, *, received: int, sent: int, threads: int = 1
-) -> tuple[Context, Socket]:
+def open_socket(kind: int, address: Address, *, received: int, sent: int) -> tuple[Context, Socket]:
     """A socket in a context of its own, with all options but the keys.
 
-    `received` and `sent` are how many messages may wait for each peer, in each direction;
-    `threads` read, write and encrypt.
+    `received` and `sent` are how many messages may wait for each peer, in each direction.
     """
     keep_freed_memory()
-    context: Context = zmq.Context(threads)
+    context: Context = zmq.Context()
     socket = context.socket(kind)
     for option, value in _OPTIONS.items():
         socket.setsockopt(option, value)
