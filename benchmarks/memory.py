@@ -33,7 +33,7 @@ RUNS = [
     for name in DEPTHS
     for strategy in ("ddp", "zero1")
     for wire in ("shared_memory", "collective")
-]
+] + [("12.2 M", name, "shared_memory") for name in ("ddp+int4", "diloco", "streaming_diloco")]
 QUICK = [("default", "ddp", "shared_memory")]
 STEPS = 6
 

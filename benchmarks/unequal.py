@@ -41,6 +41,7 @@ RUNS: dict[str, list[str]] = {
     "async_ps": ["--strategy", "async_ps"],
     "async_ps, damped": ["--strategy", "async_ps", "--set", "servers.damping=0.5"],
     "async_diloco": ["--strategy", "async_diloco"],
+    "async_ps, warm-up 0.4": ["--strategy", "async_ps", "--set", "local.warm_up=0.4"],
     "async_ps, no warm-up": ["--strategy", "async_ps", "--set", "local.warm_up=0"],
 }  # fmt: skip
 SHOAL = [sys.executable, "-m", "shoal"]
@@ -51,13 +52,14 @@ def slowed(build: Callable[..., Any], factor: float) -> Callable[..., Any]:
 
     def slow_build(config: RunConfig, say: Callable[[str], None]) -> Any:
         task = build(config, say)
-        loss, ended = task.loss, [time.perf_counter()]
+        loss, ended = task.loss, [time.process_time()]
 
         def slow(model: torch.nn.Module, batch: Any) -> Any:
-            # The time between two losses is a leaf's forward and backward, and the rest.
-            now = time.perf_counter()
+            # The processor's time between two losses is a leaf's forward and backward, and what
+            # goes with it; waiting for others is not in it.
+            now = time.process_time()
             time.sleep(min(1.0, (now - ended[0]) * (factor - 1)))
-            ended[0] = time.perf_counter()
+            ended[0] = now
             return loss(model, batch)
 
         task.loss = slow

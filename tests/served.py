@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -9,23 +10,28 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # which every optimizer imports: once here, and not in every process
 
+import shoal
+from shoal.exchange import layout
 from shoal.strategy.parts import Strategy
 from shoal.strategy.serving import protocol as p
 from shoal.strategy.serving.coordinator import Coordinator
-from shoal.strategy.serving.outside import Committed
 from shoal.strategy.serving.first_server import FirstServer
+from shoal.strategy.serving.outside import Committed
 from shoal.strategy.serving.server import Server
 from shoal.strategy.serving.shard import Shard
+from shoal.wire.keys import PLAIN_JOB
 from shoal.wire.ledger import Ledger
 from shoal.wire.messages import Caller, Listener
+from training import Case, build, build_optimizer, data, loss_of
 
-JOB = "test"
+JOB = PLAIN_JOB
 
 
 class Nowhere:
@@ -61,21 +67,146 @@ def fork(function: Callable[[], None]) -> int:
 
 
 @contextmanager
-def serving(strategy: Strategy, *, servers: int = 1, patience: float = 5.0) -> Iterator[Run]:
+def serving(
+    strategy: Strategy, *, servers: int = 1, patience: float = 5.0, bucket: int = layout.BUCKET
+) -> Iterator[Run]:
     """Servers of a run, in processes of their own, ended when the block is left."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = Run(folder)
         for index in range(servers):
             run.children.append(
-                fork(lambda index=index: _serve(strategy, index, servers, folder, patience))
+                fork(lambda index=index: _serve(strategy, index, servers, folder, patience, bucket))
             )
         try:
             yield run
         finally:
-            for child in run.children:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
+            end(run.children)
+
+
+def end(children: Sequence[int]) -> None:
+    """Kill processes that `fork` started, and see them gone."""
+    for child in children:
+        with suppress(ProcessLookupError, ChildProcessError):
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+
+
+def train(
+    case: Case,
+    strategy: Strategy,
+    address: str,
+    *,
+    rank: int = -1,
+    before: Callable[[Any], None] = lambda worker: None,
+    total_of: Callable[[Any, Any, torch.Tensor], torch.Tensor] = lambda worker, model, total: total,
+    timeout: float = 60.0,
+) -> dict[str, Any]:
+    """One worker's part of a run. `before` sees the worker before every leaf, and `total_of`
+    may spoil a leaf's loss."""
+    layout.BUCKET = case.bucket
+    model = build(case)
+    optimizer = build_optimizer(case, model)
+    steps = []
+    problem = None
+    try:
+        joined = shoal.join_served(model, optimizer, strategy=strategy, server=address,
+                                   seed=case.seed, clip=case.clip, timeout=timeout,
+                                   rank=rank)  # fmt: skip
+    except shoal.ShoalError as error:
+        return {"problem": str(error), "finished": False}
+    with joined as worker:
+        try:
+            for batch in worker.batches(data(case), global_batch=case.global_batch,
+                                        micro_batch=case.micro_batch, epochs=case.epochs,
+                                        steps=case.steps):  # fmt: skip
+                before(worker)
+                total, count = loss_of(model, batch)
+                worker.backward(total_of(worker, model, total), count)
+                if (step := worker.step()) is not None:
+                    steps.append((step.number, step.position, step.count))
+        except shoal.ShoalError as error:
+            problem = str(error)
+        weights = torch.cat([q.detach().flatten() for q in model.parameters()])
+        return {"sha": worker.weights_hash(), "finished": worker.finished, "rank": worker.rank,
+                "steps": steps, "problem": problem, "weights": weights.double().tolist()}  # fmt: skip
+
+
+class Crew:
+    """Worker processes that come and go, while the test looks on."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self.running: list[int] = []
+
+    def start(self, function: Callable[[], Any]) -> int:
+        """A process that computes `function`; its id."""
+
+        def put() -> None:
+            partial = Path(self._folder.name) / f".{os.getpid()}"
+            partial.write_text(json.dumps(function()))
+            os.replace(partial, Path(self._folder.name) / f"{os.getpid()}")
+
+        child = fork(put)
+        self.running.append(child)
+        return child
+
+    def kill(self, child: int) -> None:
+        """Let it die without a word."""
+        self.running.remove(child)
+        end([child])
+
+    def look(self) -> None:
+        """Take note of who has ended."""
+        for child in list(self.running):
+            if os.waitpid(child, os.WNOHANG)[0]:
+                self.running.remove(child)
+
+    def wait(self, timeout: float = 60) -> None:
+        """Until all have ended."""
+        deadline = time.monotonic() + timeout
+        while self.running:
+            self.look()
+            assert time.monotonic() < deadline, "the workers take too long"
+            time.sleep(0.01)
+
+    def result(self, child: int) -> Any:
+        """What it returned; None where it did not get that far."""
+        path = Path(self._folder.name) / f"{child}"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def results(self) -> list[Any]:
+        """What all have returned so far."""
+        paths = Path(self._folder.name).glob("[0-9]*")
+        return [json.loads(path.read_text()) for path in sorted(paths)]
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        end(self.running)
+        self._folder.cleanup()
+
+
+def run(
+    strategy: Strategy, case: Case, *, workers: int = 1, servers: int = 1, **options: Any
+) -> tuple[list[dict[str, Any]], Run]:
+    """What each worker of a whole run found, and what the first server noted."""
+    with serving(strategy, servers=servers, bucket=case.bucket) as served:
+        address = served.address
+        found = work([lambda: train(case, strategy, address, **options)] * workers, 60)
+        served.wait()
+        served.keep()
+    return found, served
+
+
+def sha(strategy: Strategy, case: Case, *, workers: int = 1, servers: int = 1) -> str:
+    """The SHA-256 of the weights at the end of a run, which all its workers must share."""
+    found, _ = run(strategy, case, workers=workers, servers=servers)
+    assert all(worker["finished"] for worker in found)
+    hashes = {worker["sha"] for worker in found}
+    assert len(hashes) == 1
+    return hashes.pop()
 
 
 class Run:
@@ -83,17 +214,69 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.children = folder, list[int]()
+        self._text = ""
 
     @property
     def address(self) -> str:
         """Of the first server."""
         return _wait_for(self.folder / "0.address")
 
-    def lines(self, kind: str) -> list[Any]:
-        """What the first server noted: `commit` or `event`."""
+    def wait(self, timeout: float = 30) -> None:
+        """Wait until the servers have ended by themselves; one that failed is an error."""
+        deadline = time.monotonic() + timeout
+        for child in list(self.children):
+            while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+                assert time.monotonic() < deadline, f"the servers do not end: {self.text()[-2000:]}"
+                time.sleep(0.01)
+            self.children.remove(child)
+            assert ended[1] == 0, f"a server ended with {ended[1]}"
+
+    def keep(self) -> None:
+        """Remember what was noted, for when the folder is gone."""
+        self._text = self.text()
+
+    def text(self) -> str:
+        """All that the first server noted so far."""
         path = self.folder / "log"
-        found = [json.loads(line) for line in path.read_text().splitlines()]
+        return path.read_text() if path.exists() else self._text
+
+    def lines(self, kind: str) -> list[Any]:
+        """What the first server noted: `commit`, `event`, `refused` or `end`."""
+        found = [json.loads(line) for line in self.text().splitlines()]
         return [line[kind] for line in found if kind in line]
+
+    @property
+    def events(self) -> list[str]:
+        """What a person would have been told, a line each."""
+        return [f"worker {worker}: {text}" for worker, text in self.lines("event")]
+
+    def until(self, condition: Callable[[Run], bool], timeout: float = 30) -> None:
+        """Wait until something is so."""
+        deadline = time.monotonic() + timeout
+        while not condition(self):
+            assert time.monotonic() < deadline, f"it does not come about: {self.text()[-3000:]}"
+            time.sleep(0.01)
+
+    @property
+    def steps(self) -> int:
+        """Commits so far."""
+        return len(self.lines("commit"))
+
+    def ends_well(self) -> dict[str, Any]:
+        """Wait for the end, of which the counts are returned; every sample was committed once."""
+        self.wait()
+        (found,) = self.lines("end")
+        assert found["over"] and found["failure"] is None, self.text()[-2000:]
+        ranges = sorted(self.committed)
+        assert ranges[0][0] == 0
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(ranges))
+        assert found["counts"]["applied"] == len(ranges)
+        return found["counts"]
+
+    @property
+    def committed(self) -> list[tuple[int, int]]:
+        """The samples that were committed, a range for every contribution, in order."""
+        return [(a, b) for commit in self.lines("commit") for a, b in commit["ranges"]]
 
 
 def work(functions: Sequence[Callable[[], Any]], timeout: float = 120) -> list[Any]:
@@ -122,7 +305,10 @@ def work(functions: Sequence[Callable[[], Any]], timeout: float = 120) -> list[A
         return [json.loads((Path(name) / f"{n}").read_text()) for n in range(len(functions))]
 
 
-def _serve(strategy: Strategy, index: int, servers: int, folder: Path, patience: float) -> None:
+def _serve(
+    strategy: Strategy, index: int, servers: int, folder: Path, patience: float, bucket: int
+) -> None:
+    layout.BUCKET = bucket
     ledger = Ledger()
     listener = Listener("tcp://127.0.0.1:0", p.TO_SERVER, ledger, key=None, job=JOB)
 
@@ -147,12 +333,22 @@ def _serve(strategy: Strategy, index: int, servers: int, folder: Path, patience:
     def make(first: FirstServer) -> Coordinator:
         return Coordinator(strategy, first, servers=servers, clip=None, patience=patience)
 
+    ranges: list[Any] = []
+
+    class Noting(FirstServer):
+        """Notes the samples behind each step."""
+
+        def order(self, header: p.Header) -> None:
+            if isinstance(header, p.Apply):
+                ranges[:] = self.coordinator.committing
+            super().order(header)
+
     def committed(what: Committed) -> None:
-        note("commit", {"version": what.version, "step": what.step, "loss": what.loss,
+        note("commit", {"ranges": list(ranges), "version": what.version, "step": what.step, "loss": what.loss,
                         "position": what.position, "norm": what.norm,
                         "staleness": dict(what.staleness)})  # fmt: skip
 
-    server = FirstServer(
+    server = Noting(
         listener, ledger, servers=servers, call=call, store=Nowhere(), journal=None, build=build,
         make=make, about={}, strategy=strategy.name, on_commit=committed,
         on_event=lambda worker, text: note("event", [worker, text]),
@@ -161,8 +357,9 @@ def _serve(strategy: Strategy, index: int, servers: int, folder: Path, patience:
     os.replace(folder / ".address", folder / "0.address")
     server.serve()
     pool = server.coordinator.pool
+    note("refused", dict(listener.refused))
     note("end", {"counts": dict(pool.counts), "order": pool.order_hash,
-                 "over": pool.over} if pool else None)  # fmt: skip
+                 "over": pool.over, "failure": server.coordinator.failure} if pool else None)  # fmt: skip
 
 
 def _wait_for(path: Path, timeout: float = 30) -> str:

@@ -19,7 +19,8 @@ from shoal.cli import main
 from shoal.errors import ShoalError
 from shoal.lab import Lab
 from shoal.report.trial import trials
-from shoal.strategy.options import LocalConfig
+from shoal.strategy.options import HogwildConfig, LocalConfig
+from shoal.strategy.servers import ServersConfig
 from shoal.train.config import RunConfig
 
 ACTIVITIES = ("computing", "exchanging", "waiting", "data")
@@ -222,7 +223,10 @@ def test_on_hosts_of_a_lab_the_kernel_counts_the_bytes(ground, tmp_path):
     ("words", "sentence"),
     [
         (("--strategies", "ddp,zreo1"), "did you mean 'zero1'?"),
-        (("--strategies", "ddp,ssp"), "strategy 'ssp' cannot run"),
+        (("--strategies", "ddp,hogwild+int8"), "strategy 'hogwild+int8' cannot run"),
+        (("--strategies", "ddp,hogwild", "--servers", "2"), "servers.count has no effect with any"),
+        (("--strategies", "ddp,ssp", "--hosts", "2"), "'ssp' has parameter servers, which --hosts"),
+        (("--strategies", "hogwild,ddp", "--hosts", "2"), "'hogwild' needs one memory"),
         (("--strategies", "ddp,,zero1"), "give names with commas between"),
         (("--strategies", "ddp,ddp"), "names 'ddp' twice"),
         (("--strategies", "ddp", "--strategy", "zero1"), "say --strategies"),
@@ -252,6 +256,41 @@ def test_an_option_of_local_steps_goes_to_the_strategies_that_take_them(tmp_path
     first, second = trials(config, ["ddp", "diloco"], 1, None, tmp_path)
     assert (first.config.local.inner_steps, second.config.local.inner_steps) == (None, 7)
     assert first.folder.name == "ddp-seed3"
+
+
+def test_options_of_servers_and_of_hogwild_go_where_they_are_read(tmp_path):
+    config = RunConfig(
+        local=LocalConfig(inner_steps=7, warm_up=0.5),
+        servers=ServersConfig(count=2, bound=3, damping=0.25, buffer=4),
+        hogwild=HogwildConfig(moments="own"),
+    )
+    names = ["ddp", "ssp", "async_ps", "async_diloco", "hogwild"]
+    ddp, ssp, free, delta, hogwild = (t.config for t in trials(config, names, 1, None, tmp_path))
+    assert (ddp.servers.count, ddp.hogwild.moments, ddp.local.warm_up) == (None, None, None)
+    assert (ssp.servers.bound, ssp.servers.damping, ssp.local.warm_up) == (3, None, 0.5)
+    assert (free.servers.bound, free.servers.damping, free.servers.buffer) == (None, 0.25, 4)
+    assert (delta.servers.buffer, delta.servers.damping, delta.local.inner_steps) == (None, 0.25, 7)
+    assert (hogwild.servers.count, hogwild.hogwild.moments) == (None, "own")
+    assert (
+        hogwild.local.warm_up is None and [c.servers.count for c in (ssp, free, delta)] == [2] * 3
+    )
+
+
+def test_servers_and_hogwild_are_compared_with_their_staleness(ground, tmp_path):
+    words = ("--strategies", "async_ps,hogwild", "--steps", "6", "--output", str(tmp_path / "out"))
+    status, said = compare(ground, *words, "--set", "evaluation.every=3", "--servers", "2")
+    assert status == 0, said
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    served, hogwild = results["runs"]
+    (lines,) = (tmp_path / "out").glob("runs/async_ps-seed0/lm-*/records.jsonl")
+    ages = [age for line in lines.read_text().splitlines()
+            for values in json.loads(line)["staleness"].values() for age in values]  # fmt: skip
+    assert served["staleness"] == [statistics.mean(ages), max(ages)]
+    assert served["contributions"]["applied"] == len(ages)
+    assert hogwild["staleness"] is None and hogwild["lost_updates"] >= 0
+    assert "staleness" in said and f"{statistics.mean(ages):.2f}" in said
+    page = (tmp_path / "out" / "page.html").read_text()
+    assert "staleness (most)" in page and "hogwild, seed 0, lost" in page
 
 
 def test_a_run_s_folder_is_made_where_it_is_asked_for(ground):

@@ -12,7 +12,11 @@ import pytest
 from commands import launched, losses, prepare, said, seats, the_run, weights
 
 from shoal.checkpoint.store import Checkpoints
+from shoal.data.order import Order
+from shoal.data.packing import NO_TARGET
+from shoal.recipes.catalogue import recipe
 from shoal.report.history import read_history
+from shoal.train.folder import run_config
 
 HOGWILD = ("train", "tiny.toml", "--strategy", "hogwild")
 
@@ -45,8 +49,18 @@ def test_one_worker_trains_and_records_what_ddp_does(ground):
     assert found[-1]["lost_updates"] == 0.0
 
 
+def targets(ground: Path, run: Path, first: int, stop: int, monkeypatch) -> int:
+    """Targets of the run's samples [first, stop), each of them once."""
+    monkeypatch.chdir(ground)
+    monkeypatch.setenv("SHOAL_CACHE", str(ground / "cache"))
+    config = run_config(run)
+    samples = recipe(config.recipe)(config, lambda text: None).samples("train")
+    indices = Order(seed=config.seed, length=len(samples)).indices(first, stop)
+    return sum(int((samples[i]["targets"] != NO_TARGET).sum()) for i in indices.tolist())
+
+
 @pytest.mark.parametrize("moments", ["shared", "own"])
-def test_two_workers_evaluate_save_and_end_together(ground, moments):
+def test_two_workers_evaluate_save_and_end_together(ground, moments, monkeypatch):
     ended = seats(2, *HOGWILD, "--set", f"hogwild.moments={moments}", at=ground)
     assert [worker.status for worker in ended] == [0, 0], said(ended)
     run = the_run(ground)
@@ -57,7 +71,8 @@ def test_two_workers_evaluate_save_and_end_together(ground, moments):
     assert (mine[-1]["step"], mine[-1]["position"]) == (8, 64)
     assert mine[-1]["held_out"] == theirs[-1]["held_out"]
     assert mine[-1]["lost_updates"] == theirs[-1]["lost_updates"]
-    assert sum(record["tokens"] for record in mine + theirs) == 64 * 16
+    tokens = sum(record["tokens"] for record in mine + theirs)
+    assert tokens == targets(ground, run, 0, 64, monkeypatch)
     assert 1 <= sum("held_out" in record for record in mine) <= 2  # at 4 or soon after, and at 8
     checkpoints = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert checkpoints == [f"step-{step:08d}" for step in (4, 6, 8)]
@@ -70,7 +85,9 @@ def test_two_workers_evaluate_save_and_end_together(ground, moments):
     assert len(history.paces) == 2
 
 
-def test_a_run_that_was_killed_goes_on_from_a_checkpoint_that_has_every_sample_once(ground):
+def test_a_run_that_was_killed_goes_on_from_a_checkpoint_and_uses_every_sample_once(
+    ground, monkeypatch
+):
     process = launched(*HOGWILD, "--workers", "2", "--steps", "200",
                        "--set", "evaluation.every=0", "--set", "checkpoint.save_every=10",
                        at=ground)  # fmt: skip
@@ -94,7 +111,8 @@ def test_a_run_that_was_killed_goes_on_from_a_checkpoint_that_has_every_sample_o
     assert [worker.status for worker in ended] == [0, 0], said(ended)
     assert records(run)[-1]["position"] == 8 * 200
     after = [r for r in records(run) + records(run, "workers/1.jsonl") if r["step"] > step]
-    assert sum(record["tokens"] for record in after) == (200 - step) * 8 * 16
+    tokens = sum(record["tokens"] for record in after)
+    assert tokens == targets(ground, run, 8 * step, 8 * 200, monkeypatch)
 
 
 def test_ctrl_c_finishes_the_step_saves_and_goes_on_later(ground):

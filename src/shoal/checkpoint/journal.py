@@ -5,8 +5,9 @@
 
 A commit counts from the line of its decision on. Every server has noted its mean by then, so
 whichever server dies, and wherever, all of them can go on from the last decision: they load
-the checkpoint and step again with the same means, which gives the same bits. Lines are written
-without fsync: they outlive the process, not the machine.
+the checkpoint and step again with the same means, which gives the same bits. What the record of
+the commit says is beside its decision, for a server that dies before it has written that. Lines
+are written without fsync: they outlive the process, not the machine.
 """
 
 from __future__ import annotations
@@ -14,19 +15,25 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import torch
 from torch import Tensor
 
 from shoal.errors import ShoalError
+from shoal.strategy.serving.outside import Committed
 from shoal.strategy.serving.protocol import Apply, Prepare
 from shoal.strategy.serving.shard import Shard
 from shoal.wire.frames import view_of
 
 DECISIONS = "decisions.jsonl"
+
+_KEPT = 256
+"""Decisions before the newest checkpoint that stay: their records may still wait for a figure."""
 
 _prepare = msgspec.msgpack.Decoder(Prepare)
 
@@ -37,8 +44,8 @@ class Log:
     def __init__(self, folder: Path) -> None:
         """Nothing is made yet."""
         self._folder = folder
-        self._means: Any = None
-        self._decisions: Any = None
+        self._means: FileIO | None = None
+        self._decisions: FileIO | None = None
         self.bytes = 0
         """Of means written since the newest checkpoint, by this process."""
 
@@ -47,62 +54,64 @@ class Log:
         head = msgspec.msgpack.encode(commit)
         body = view_of(shard.mean)
         try:
-            if self._means is None:
-                self._means = self._open(f"means-{shard.index}-{commit.number:010d}.bin")
-            end = self._means.tell()
-            try:
-                self._means.write(len(head).to_bytes(4, "little") + head)
-                self._means.write(body)
-            except OSError:
-                self._means.truncate(end)
-                raise
+            if self._means is None:  # nothing in a file of this name was ever decided
+                name = f"means-{shard.index}-{commit.number:010d}.bin"
+                self._means = self._open(name, "wb")
+            _append(self._means, len(head).to_bytes(4, "little") + head, body)
         except OSError as error:
-            raise ShoalError(f"the journal in {self._folder} is lost: {error.strerror}") from None
+            raise self._lost(error) from None
         self.bytes += len(head) + 4 + body.nbytes
 
-    def decide(self, order: Apply, leases: Sequence[tuple[int, int]]) -> None:
+    def decide(
+        self, order: Apply, leases: Sequence[tuple[int, int]], told: Committed | None
+    ) -> None:
         """See `Journal.decide`. Raises ShoalError on a full disk."""
-        line = json.dumps({"number": order.number, "factor": order.factor, "leases": leases})
+        line = {"number": order.number, "factor": order.factor, "leases": leases,
+                "record": None if told is None else msgspec.to_builtins(told)}  # fmt: skip
         try:
             if self._decisions is None:
-                self._decisions = self._open(DECISIONS)
-            self._decisions.write(line.encode() + b"\n")
+                self._decisions = self._open(DECISIONS, "ab")
+            _append(self._decisions, msgspec.json.encode(line) + b"\n")
         except OSError as error:
-            raise ShoalError(f"the journal in {self._folder} is lost: {error.strerror}") from None
+            raise self._lost(error) from None
+
+    def turn(self) -> None:
+        """A checkpoint is being written: what follows goes into another file. Every server's."""
+        if self._means is not None:
+            self._means.close()
+        self._means, self.bytes = None, 0
 
     def forget(self, version: int) -> None:
         """A checkpoint of this version is there: what came before is of no use. First server's."""
         for path in self._folder.glob("means-*.bin"):
-            if _first_of(path) <= version and self._ends_by(path, version):
+            if _first_of(path) <= version:
                 path.unlink()
-        self._rewrite(self._after(version))
-        self._means = None
-        self.bytes = 0
+        found = self.decisions()
+        self._rewrite([*_up_to(found, version)[-_KEPT:], *_after(found, version)])
 
     def follow(self, version: int) -> list[dict[str, Any]]:
         """The decisions that follow on a checkpoint of this version; others are cleared away.
 
         A journal of a later checkpoint, which is damaged, say, does not follow on it.
         """
-        found = self._after(version)
-        if found and int(found[0]["number"]) != version + 1:
-            found = []
-        if not found and self._folder.exists():
-            for path in self._folder.iterdir():
-                path.unlink()
-        return found
+        found = self.decisions()
+        after = _after(found, version)
+        if after and int(after[0]["number"]) != version + 1:
+            after = []
+        self._rewrite([*_up_to(found, version), *after])  # without a last line that is cut
+        for path in self._folder.glob("means-*.bin") if not after else ():
+            path.unlink()
+        return after
 
-    def _after(self, version: int) -> list[dict[str, Any]]:
-        """The decisions after a version, in order, as far as they are whole."""
+    def decisions(self) -> list[dict[str, Any]]:
+        """All of them, in order, as far as they are whole."""
         found = []
         path = self._folder / DECISIONS
         for line in path.read_bytes().splitlines() if path.exists() else ():
             try:
-                told = json.loads(line)
+                found.append(json.loads(line))
             except ValueError:
                 break  # the last line, cut by a crash
-            if int(told["number"]) > version:
-                found.append(told)
         return found
 
     def _rewrite(self, decisions: Sequence[dict[str, Any]]) -> None:
@@ -113,15 +122,17 @@ class Log:
             self._decisions.close()
             self._decisions = None
         partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(told) + "\n" for told in decisions))
-        os.replace(partial, path)
+        with suppress(OSError):  # a full disk: what is of no use stays for another while
+            partial.write_text("".join(json.dumps(told) + "\n" for told in decisions))
+            os.replace(partial, path)
 
     def replay(self, shard: Shard) -> None:
         """Step again with everything that was decided after the shard's version.
 
         Raises ShoalError where a mean is missing.
         """
-        wanted = {int(d["number"]): float(d["factor"]) for d in self._after(shard.version)}
+        decided = _after(self.decisions(), shard.version)
+        wanted = {int(told["number"]): float(told["factor"]) for told in decided}
         means = dict(self._read(shard.index, shard.mean.nbytes)) if wanted else {}
         for number in sorted(wanted):
             if number not in means:
@@ -148,18 +159,33 @@ class Log:
                     yield commit.number, (commit, path, at + 4 + head)
                     at += 4 + head + size
 
-    def _ends_by(self, path: Path, version: int) -> bool:
-        """Whether the next file of the same server begins by the version after it."""
-        server = path.stem.rpartition("-")[0]
-        later = [_first_of(other) for other in self._folder.glob(f"{server}-*.bin")]
-        following = [first for first in later if first > _first_of(path)]
-        return not following or min(following) <= version + 1
-
-    def _open(self, name: str) -> Any:
+    def _open(self, name: str, mode: Literal["ab", "wb"]) -> FileIO:
         self._folder.mkdir(parents=True, exist_ok=True)
-        file = open(self._folder / name, "ab", buffering=0)  # noqa: SIM115
-        file.seek(0, os.SEEK_END)
-        return file
+        return open(self._folder / name, mode, buffering=0)
+
+    def _lost(self, error: OSError) -> ShoalError:
+        return ShoalError(f"the journal in {self._folder} cannot be written: {error.strerror}")
+
+
+def _append(file: FileIO, *parts: bytes | memoryview) -> None:
+    """Write all of it, or nothing. Raises OSError."""
+    end = file.seek(0, os.SEEK_END)
+    try:
+        for part in parts:
+            rest = memoryview(part).cast("B")
+            while rest:  # an unbuffered file may take less than it is given
+                rest = rest[file.write(rest) :]
+    except OSError:
+        file.truncate(end)
+        raise
+
+
+def _after(decisions: Sequence[dict[str, Any]], version: int) -> list[dict[str, Any]]:
+    return [told for told in decisions if int(told["number"]) > version]
+
+
+def _up_to(decisions: Sequence[dict[str, Any]], version: int) -> list[dict[str, Any]]:
+    return [told for told in decisions if int(told["number"]) <= version]
 
 
 def _first_of(path: Path) -> int:

@@ -51,6 +51,8 @@ class ServedStore:
             kept |= _flat("published", shard, shard.replica)
         entries = [write(partial, f"model-{shard.index}.safetensors", model)]
         entries.append(write(partial, f"optimizer-{shard.index}.safetensors", kept))
+        if self._log is not None:
+            self._log.turn()
         return [asdict(entry) for entry in entries]
 
     def commit(

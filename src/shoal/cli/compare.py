@@ -115,7 +115,8 @@ def _configure(args: argparse.Namespace) -> RunConfig:
     from dataclasses import replace
 
     from shoal.config import load
-    from shoal.strategy.options import LocalConfig
+    from shoal.strategy.options import HogwildConfig, LocalConfig
+    from shoal.strategy.servers import NOTHING_SET
     from shoal.train.config import EvaluationConfig, RunConfig, validate
 
     files = [Path(word) for word in args.what if word.endswith(".toml")]
@@ -124,7 +125,8 @@ def _configure(args: argparse.Namespace) -> RunConfig:
     if args.hosts is not None:
         settings.append(f"workers={args.hosts}")
     config = load(RunConfig, base=DEFAULTS, files=files, settings=settings)
-    validate(replace(config, strategy="ddp", local=LocalConfig()))  # each strategy: see `trials`
+    plain = replace(config, local=LocalConfig(), servers=NOTHING_SET, hogwild=HogwildConfig())
+    validate(replace(plain, strategy="ddp"))  # each strategy: see `trials`
     if config.records.every != 1:
         raise ShoalError("a comparison needs every step's record: leave records.every at 1")
     if config.evaluation.every == 0:

@@ -15,7 +15,8 @@ from shoal.exchange.units import (
     scattered,
     units_of,
 )
-from shoal.strategy.parts import Delta, Gradient, SharedMemory, Strategy
+from shoal.strategy.lost_updates import MOST as CANARIES
+from shoal.strategy.parts import Delta, Gradient, Servers, SharedMemory, Strategy
 
 FP32 = 4
 
@@ -31,7 +32,7 @@ def bytes_sent_a_step(
     """Partial sums to their owners, and the own piece to all peers; the codec says how large.
 
     Of local steps, the share of a round's bytes that falls on one of them. Counts and norms,
-    and a first phase, are left out.
+    and a first phase, are left out. Of runs on servers, see `serving.py`.
     """
     if isinstance(strategy.owner, SharedMemory):  # all write one copy in place
         return 0
@@ -50,8 +51,13 @@ def bytes_sent_a_step(
 
 def bytes_held(strategy: Strategy, layout: Layout, workers: int) -> int:
     """Memory of a worker beside weights, gradients and the optimizer's state."""
-    if isinstance(strategy.owner, SharedMemory):  # a private copy, to measure and to save
-        return FP32 * layout.elements
+    if isinstance(strategy.owner, SharedMemory):  # a private copy, canaries and their ones
+        return FP32 * (layout.elements + 2 * min(layout.elements, CANARIES))
+    if isinstance(strategy.owner, Servers):
+        delta = isinstance(strategy.payload, Delta)  # where the lease began, and how far it came
+        owed = not isinstance(strategy.codec, Identity)
+        arrived = 1  # parameters that the transport has, and that are not copied yet
+        return FP32 * layout.elements * (arrived + 2 * delta + owed)
     exact = isinstance(strategy.codec, Identity)
     if isinstance(strategy.payload, Gradient) and exact:
         return 0

@@ -29,12 +29,13 @@ from shoal.report.figures import (
     rows,
     seconds_to,
     shares,
+    staleness,
     tokens_per_second,
     worst_loss,
 )
 from shoal.report.page import Page, write_page
 from shoal.report.plots import plots, require_plotly
-from shoal.report.single import CLOCK, LEDGER
+from shoal.report.single import LEDGER, clock
 from shoal.report.table import Table, tabulate
 from shoal.report.trial import Trial
 from shoal.report.verdict import verdict
@@ -140,7 +141,13 @@ def _notes(
             f"The target is a held-out loss of {target:.4f} nats a token, {origin}; it counts as "
             f"reached at the first measurement at or below it, and there is one every {every}."
         )
-    return [*notes, CLOCK, KERNEL if counted == "kernel" else LEDGER]
+    notes += [
+        f"{run.strategy}, seed {run.seed}, lost {lost:.4%} of its updates."
+        for run in runs
+        if (told := run.history.contributions) and (lost := told.lost_updates) is not None
+    ]
+    how = clock([run.history for run in runs])
+    return [*notes, how, KERNEL if counted == "kernel" else LEDGER]
 
 
 def _settings(finished: Sequence[Trial]) -> list[tuple[str, str]]:
@@ -185,6 +192,11 @@ def _results(
                 "bytes_per_token": bytes_per_token(run),
                 "shares": shares(run.history),
                 "tokens_per_second": tokens_per_second(run.history),
+                "staleness": staleness(run.history),
+                "contributions": None
+                if (told := run.history.contributions) is None
+                else dict(told.fates),
+                "lost_updates": told.lost_updates if told else None,
             }
             for run, trial in zip(runs, finished, strict=True)
         ],
@@ -203,6 +215,8 @@ def _strategy(row: Row) -> dict[str, Any]:
         "shares": {name: _spread(spread) for name, spread in row.shares.items()},
         "tokens_per_second": _spread(row.tokens_per_second),
         "seconds": _spread(row.seconds),
+        "staleness_mean": _spread(row.staleness[0]) if row.staleness else None,
+        "staleness_most": _spread(row.staleness[1]) if row.staleness else None,
     }
 
 

@@ -55,6 +55,8 @@ class Row:
     tokens_per_second: Spread
     seconds: Spread
     """The training time in all."""
+    staleness: tuple[Spread, Spread] | None = None
+    """Of contributions, in commits: mean and most; None where all workers are in step."""
 
 
 def worst_loss(runs: Sequence[Measured]) -> float | None:
@@ -93,6 +95,15 @@ def shares(history: History) -> dict[str, float]:
     return {name: part / whole if whole else 0.0 for name, part in seconds.items()}
 
 
+def staleness(history: History) -> tuple[float, int] | None:
+    """Mean and most of all contributions, in commits; None where it is not known."""
+    told = history.contributions
+    found = told.staleness if told else None
+    if not found:
+        return None
+    return sum(age * count for age, count in found.items()) / found.total(), max(found)
+
+
 def tokens_per_second(history: History) -> float:
     """Over the whole of the training time."""
     last = history.last
@@ -113,6 +124,7 @@ def _row(strategy: str, runs: Sequence[Measured], target: float | None) -> Row:
     reached = [time for time in times if time is not None]
     losses = [loss for history in histories if (loss := last_loss(history)) is not None]
     parts = [shares(history) for history in histories]
+    ages = [age for history in histories if (age := staleness(history)) is not None]
     return Row(
         strategy=strategy,
         runs=len(runs),
@@ -123,4 +135,7 @@ def _row(strategy: str, runs: Sequence[Measured], target: float | None) -> Row:
         shares={name: Spread(tuple(part[name] for part in parts)) for name in ACTIVITIES},
         tokens_per_second=Spread(tuple(map(tokens_per_second, histories))),
         seconds=Spread(tuple(history.last.seconds for history in histories)),
+        staleness=(Spread(tuple(mean for mean, _ in ages)), Spread(tuple(most for _, most in ages)))
+        if ages
+        else None,
     )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from shoal.errors import ShoalError
+from shoal.report.contributions import Contributions, contributions_of
+from shoal.strategy.parts import Owner, Servers, Workers
+from shoal.strategy.presets import PRESETS
 from shoal.train.config import RunConfig
 from shoal.train.folder import read_manifest, run_config
 from shoal.train.records import RECORDS_FILE, read_records, worker_files
@@ -31,6 +36,14 @@ class Entry:
     seconds_waiting: float | None = 0.0
     seconds_data: float | None = 0.0
     bytes_sent: int = 0
+    bytes_received: int = 0
+    position: int = 0
+    staleness: Mapping[str, list[int]] | None = None
+    workers: int | None = None
+    fates: Mapping[str, int] | None = None
+    dropped: bool | None = None
+    events: list[str] | None = None
+    lost_updates: float | None = None
     held_out: Mapping[str, float | None] | None = None
 
     @property
@@ -66,10 +79,11 @@ class Point:
 
     step: int
     seconds: float
-    """Training alone, on worker 0: evaluations and saves are left out."""
+    """Training alone, on worker 0: evaluations and saves are left out. Of workers that are not in
+    step, the time of all over how many they were."""
     tokens: int
     bytes: int
-    """Sent by all workers whose records are here."""
+    """Sent by all workers whose records are here; on servers, by those too."""
     loss: float | None
     held_out: float | None
 
@@ -91,6 +105,8 @@ class History:
     """Whether it took local steps, whose training loss is worker 0's alone."""
     gap: int
     """The most steps from one record to the next. Above 1, time, tokens and bytes are estimates."""
+    contributions: Contributions | None = None
+    """Where workers are not in step: on servers, and with Hogwild!."""
 
     @property
     def held_out(self) -> list[Point]:
@@ -106,13 +122,14 @@ class History:
 def read_history(folder: Path) -> History:
     """Read a run's folder. Raises ShoalError where it is no run, or has no records."""
     manifest, config = read_manifest(folder), run_config(folder)
-    entries = {0: _entries(folder / RECORDS_FILE)}
-    if not entries[0]:
+    run = _entries(folder / RECORDS_FILE)
+    if not run:
         raise ShoalError(f"{folder} has no records: no step of it has finished, or none was kept")
-    for rank, path in worker_files(folder).items():
-        if found := _entries(path):
-            entries[rank] = found
-    spans = _spans(entries[0])
+    workers = {rank: found for rank, path in worker_files(folder).items()
+               if (found := _entries(path))}  # fmt: skip
+    owner = _owner(config)
+    if not isinstance(owner, Servers):
+        workers = {0: run, **workers}
     samples = manifest.get("samples")
     length = config.budget.samples(
         global_batch=config.batch.global_batch,
@@ -124,11 +141,74 @@ def read_history(folder: Path) -> History:
         config=config,
         torch=str(manifest.get("torch", "unknown")),
         steps=-(-length // config.batch.global_batch),
-        points=_points(entries, spans, config.workers),
-        paces=[_pace(rank, found) for rank, found in sorted(entries.items())],
-        local=any(entry.all_tokens > entry.tokens for entry in entries[0]),
-        gap=max(spans),
+        paces=[_pace(rank, found) for rank, found in sorted(workers.items())],
+        **(
+            _in_step(workers, config)
+            if isinstance(owner, Workers)
+            else _free(run, workers, config, served=isinstance(owner, Servers))
+        ),
     )
+
+
+def _owner(config: RunConfig) -> Owner:
+    """Who owned the model; a name that is not known any more counts as workers in step."""
+    preset = PRESETS.get(config.strategy.partition("+")[0])
+    return preset().owner if preset else Workers()
+
+
+def _in_step(workers: Mapping[int, list[Entry]], config: RunConfig) -> dict[str, Any]:
+    """Fields of the history of workers that agree at every step, or every round."""
+    spans = _spans(workers[0])
+    return {
+        "points": _points(workers, spans, config.workers),
+        "local": any(entry.all_tokens > entry.tokens for entry in workers[0]),
+        "gap": max(spans),
+    }
+
+
+def _free(
+    run: list[Entry], workers: Mapping[int, list[Entry]], config: RunConfig, *, served: bool
+) -> dict[str, Any]:
+    """Fields of the history of workers that are not in step."""
+    every = config.records.every
+    points = _points_by_position(run, workers, config, served=served)
+    members = [(point.seconds, entry.workers) for point, entry in zip(points, run, strict=True)
+               if entry.workers is not None]  # fmt: skip
+    return {
+        "points": points,
+        "local": False,
+        "gap": every,
+        "contributions": contributions_of(run, workers, served=served, members=members),
+    }
+
+
+def _points_by_position(
+    run: list[Entry], workers: Mapping[int, list[Entry]], config: RunConfig, *, served: bool
+) -> list[Point]:
+    """A point a line of the run. What all workers have done by then is told by the position.
+
+    Where records are sparse, a line stands for those of `records.every` steps.
+    """
+    every = config.records.every
+    own = deque(sorted((e for lines in workers.values() for e in lines), key=lambda e: e.position))
+    points, seconds, tokens, sent = [], 0.0, 0, 0
+    for entry in run:
+        tokens += entry.tokens * _stands_for(entry, every) if served else 0
+        while own and (entry is run[-1] or own[0].position <= entry.position):
+            one = own.popleft()
+            times = _stands_for(one, every)
+            seconds += sum(one.seconds.values()) * times / (entry.workers or config.workers)
+            sent += (one.bytes_sent + one.bytes_received) * times  # a server sends what it receives
+            tokens += 0 if served else one.tokens * times
+        loss = (entry.held_out or {}).get("loss")
+        points.append(Point(step=entry.step, seconds=seconds, tokens=tokens, bytes=sent,
+                            loss=entry.loss, held_out=loss))  # fmt: skip
+    return points
+
+
+def _stands_for(entry: Entry, every: int) -> int:
+    """How many lines a line stands for."""
+    return every if entry.step % every == 0 else 1
 
 
 def _entries(path: Path) -> list[Entry]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shoal.errors import ShoalError
-from shoal.report.plots import Plot, require_plotly
+from shoal.report.look import Plot
+from shoal.report.plots import require_plotly
 from shoal.report.table import Table
 
 STYLE = """
@@ -80,6 +81,8 @@ class Page:
     table: Table
     notes: Sequence[str]
     """Sentences under the table: how its numbers were taken."""
+    workers: Table | None = None
+    """Of the workers, where they are not in step."""
     plots: Sequence[Plot]
     settings: Sequence[tuple[str, str]]
     """Blocks of configuration: a heading and a text."""
@@ -112,6 +115,7 @@ def _document(page: Page) -> str:
             f'<p class="result">{html.escape(page.result)}</p>',
             page.table.html(),
             f'<p class="dim">{html.escape(notes)}</p>',
+            *([f"<h2>The workers</h2>\n{page.workers.html()}"] if page.workers else []),
             '<div class="plots">',
             *(_section(plot) for plot in page.plots),
             "</div>",

@@ -1,24 +1,20 @@
 """The pictures of a page, as plotly figures: loss over time, tokens and bytes, and a step's time.
 
-Series differ in colour, in dash and in marker; a bar's parts differ in colour and in pattern.
-Sizes are for a phone first: a title is a heading of the page, a legend lies below its plot.
+Sizes are for a phone first: a title is a heading of the page, a legend lies above its plot.
 """
 
 from __future__ import annotations
 
 import html
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from shoal.errors import ShoalError
 from shoal.report.figures import Measured
-from shoal.report.history import ACTIVITIES, Pace, Point
+from shoal.report.free_plots import free_plots
+from shoal.report.history import ACTIVITIES, History, Pace, Point
+from shoal.report.look import COLOURS, DASHES, SYMBOLS, Plot, layout
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6BB1")
-"""Okabe and Ito's, which people with any colour vision can tell apart, on white and on black."""
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-SYMBOLS = ("circle", "square", "triangle-up", "diamond", "x", "cross", "star", "triangle-down")
 PARTS = {
     "computing": ("#5B6C8F", ""),
     "exchanging": ("#C44E52", "/"),
@@ -29,16 +25,6 @@ PARTS = {
 
 LOG_FROM = 20
 """Bytes get a logarithmic axis where the strategies' totals differ by this factor."""
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A heading, a sentence under it, and figures of plotly."""
-
-    title: str
-    says: str
-    figures: list[tuple[str, Any]]
-    """Each with its own small heading, which may be empty."""
 
 
 def require_plotly() -> None:
@@ -62,7 +48,7 @@ def plots(runs: Sequence[Measured]) -> list[Plot]:
     found = [
         Plot(
             "Loss against wall-clock",
-            f"Training time of worker 0: evaluations, saves and the start are left out.{seeds}",
+            f"{_clock(runs)}{seeds}",
             [("", _curves(runs, lambda p: p.seconds / seconds, f"training time ({unit})"))],
         ),
         Plot(
@@ -74,13 +60,26 @@ def plots(runs: Sequence[Measured]) -> list[Plot]:
     totals = [run.history.last.bytes for run in runs]
     if any(totals):
         log = max(totals) >= LOG_FROM * min(total for total in totals if total)
-        figure = _curves(runs, lambda p: p.bytes, "bytes sent by all workers",
+        figure = _curves(runs, lambda p: p.bytes, "bytes sent by all",
                          tickformat="~s", suffix="B", log=log)  # fmt: skip
         scale = " The axis is logarithmic." if log else ""
         says = f"Counted by the ledger, in steps; evaluations are left out.{scale}"
         found.append(Plot("Loss against bytes", says, [("", figure)]))
     found.append(_times(runs))
+    told = runs[0].history.contributions
+    if len(runs) == 1 and told is not None:
+        found += free_plots(told, unit, seconds)
     return found
+
+
+def _clock(runs: Sequence[Measured]) -> str:
+    """Whose time it is."""
+    free = [run.history.contributions is not None for run in runs]
+    whose = "of worker 0"
+    if any(free):
+        mean = "of all workers over how many they were"
+        whose = mean if all(free) else f"{whose}; where workers are not in step, {mean}"
+    return f"Training time {whose}: evaluations, saves and the start are left out."
 
 
 def _curves(
@@ -119,7 +118,7 @@ def _curves(
     loss = "loss" if len(runs) == 1 else "held-out loss"
     names = 2 if len(runs) == 1 else len(strategies)
     figure.update_layout(
-        _layout(320 + 22 * -(-names // 2)),
+        layout(320 + 22 * -(-names // 2)),
         xaxis={
             "title": {"text": title},
             "tickformat": tickformat,
@@ -151,11 +150,22 @@ def _times(runs: Sequence[Measured]) -> Plot:
         (strategy if len(bars) > 1 else "", _bars(each, longest, legend=number == 0))
         for number, (strategy, each) in enumerate(bars.items())
     ]
-    sentence = "An average step of each worker whose records are here"
-    missing = max(run.history.config.workers - len(run.history.paces) for run in runs)
+    free = any(run.history.contributions for run in runs)
+    what = (
+        "step, or contribution," if free and len(bars) > 1 else "contribution" if free else "step"
+    )
+    sentence = f"An average {what} of each worker whose records are here"
+    missing = max(_missing(run.history) for run in runs)
     if missing > 0:
         sentence += f"; those of {missing} are not here (another host's disk keeps them)"
-    return Plot("Where a step's time goes, by worker", f"{sentence}.", figures)
+    title = "Where a worker's time goes" if free else "Where a step's time goes, by worker"
+    return Plot(title, f"{sentence}.", figures)
+
+
+def _missing(history: History) -> int:
+    """Workers whose records are not here; a run on servers has those of all its workers."""
+    told = history.contributions
+    return 0 if told and told.served else history.config.workers - len(history.paces)
 
 
 def _mean_milliseconds(runs: Sequence[Sequence[Pace]]) -> dict[int, dict[str, float]]:
@@ -192,26 +202,10 @@ def _bars(workers: Mapping[int, Mapping[str, float]], longest: float, *, legend:
             hovertemplate="%{x:.1f} ms",
         )
     figure.update_layout(
-        _layout(100 + 34 * len(workers) + 30 * legend),
+        layout(100 + 34 * len(workers) + 30 * legend),
         barmode="stack",
-        xaxis={"title": {"text": "time of a step (ms)"}, "range": [0, 1.02 * longest or 1]},
+        xaxis={"title": {"text": "time (ms)"}, "range": [0, 1.02 * longest or 1]},
         yaxis={"autorange": "reversed", "ticklabelstandoff": 6},
         showlegend=legend,
     )
     return figure
-
-
-def _layout(height: int) -> dict[str, Any]:
-    """What all plots share. Colours of text and grid are the page's: see page.py."""
-    return {
-        "template": None,
-        "height": height,
-        "font": {"size": 13},
-        "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "xaxis": {"automargin": True, "zeroline": False},
-        "yaxis": {"automargin": True, "zeroline": False},
-        "legend": {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "traceorder": "normal"},
-        "hovermode": "closest",
-    }

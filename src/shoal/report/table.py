@@ -6,6 +6,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shoal.report.contributions import Contributions
 from shoal.report.figures import Row, Spread
 from shoal.report.history import ACTIVITIES
 
@@ -61,7 +62,40 @@ def tabulate(rows: Sequence[Row], *, target: float | None, counted: str) -> Tabl
         *(f"{name} (%)" for name in ACTIVITIES),
         "tokens a second",
     ]
-    return Table(titles=titles, rows=[_cells(row, target) for row in rows])
+    cells = [_cells(row, target) for row in rows]
+    if any(row.staleness for row in rows):
+        titles += ["staleness (mean)", "staleness (most)"]
+        for row, line in zip(rows, cells, strict=True):
+            mean, most = row.staleness or (None, None)
+            line += [number(mean, 2), number(most, 0)]
+    return Table(titles=titles, rows=cells)
+
+
+def tabulate_workers(found: Contributions) -> Table:
+    """A row a worker: what it gave, how fast, and how stale that was."""
+    whole = sum(one.tokens for one in found.by_worker) or 1
+    titles = ["worker", "applied", "dropped", "tokens", "of all (%)", "tokens a second", "steps"]
+    aged = bool(found.staleness)
+    rows = []
+    for one in found.by_worker:
+        row = [
+            f"worker {one.worker}",
+            f"{one.applied:,}",
+            f"{one.dropped:,}",
+            f"{one.tokens:,}",
+            f"{100 * one.tokens / whole:.1f}",
+            f"{one.tokens_per_second:,.0f}",
+            f"{one.first_step:,} to {one.last_step:,}",
+        ]
+        ages = one.staleness
+        if aged and ages:
+            mean = sum(age * count for age, count in ages.items()) / ages.total()
+            row += [f"{mean:.2f}", f"{max(ages)}"]
+        elif aged:
+            row += ["-", "-"]
+        rows.append(row)
+    titles += ["staleness (mean)", "staleness (most)"] if aged else []
+    return Table(titles=titles, rows=rows)
 
 
 def _cells(row: Row, target: float | None) -> list[str]:

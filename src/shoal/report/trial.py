@@ -14,7 +14,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from shoal.errors import ShoalError
 from shoal.report.figures import Measured
 from shoal.report.history import read_history
 from shoal.strategy.options import LocalConfig, build_strategy
-from shoal.strategy.parts import Delta
-from shoal.train.config import RunConfig, resolve
+from shoal.strategy.parts import Servers, SharedMemory
+from shoal.strategy.takes import TABLES, taken_by
+from shoal.train.config import RunConfig, resolve, strategy_of
 from shoal.train.folder import MANIFEST
 
 CONFIG = "config.toml"
@@ -134,6 +135,8 @@ def trials(
     Raises ShoalError, before anything starts, for a strategy that cannot run.
     """
     configs = _for_each(config, strategies)
+    for each in configs if links is not None else ():
+        _require_hosts(each)
     found = []
     for number in range(seeds):
         for each in configs if number % 2 == 0 else reversed(configs):
@@ -143,26 +146,49 @@ def trials(
     return found
 
 
+def _require_hosts(config: RunConfig) -> None:
+    """Raises ShoalError for a strategy that the lab's hosts cannot run."""
+    owner = strategy_of(config).owner
+    if isinstance(owner, Servers):
+        raise ShoalError(
+            f"strategy {config.strategy!r} has parameter servers, which --hosts does not start; "
+            "compare it without --hosts"
+        )
+    if isinstance(owner, SharedMemory):
+        raise ShoalError(
+            f"strategy {config.strategy!r} needs one memory, and hosts share none; compare it "
+            "without --hosts"
+        )
+
+
 def _for_each(config: RunConfig, strategies: Sequence[str]) -> list[RunConfig]:
-    """The configuration with each strategy, and with those options of `local` that it takes.
+    """The configuration with each strategy, and with those options of it that it takes.
 
     Raises ShoalError for an option that no strategy takes.
     """
-    configs = []
-    unread = {key for key, value in asdict(config.local).items() if value is not None}
+    given = {
+        f"{table}.{key}"
+        for table in TABLES
+        for key, value in asdict(getattr(config, table)).items()
+        if value is not None
+    }
+    configs, unread = [], set(given)
     for name in strategies:
-        strategy = build_strategy(name, LocalConfig())
-        local = config.local
-        if not isinstance(strategy.payload, Delta):
-            lossy = not strategy.exact
-            local = LocalConfig(warm_up=config.local.warm_up if lossy else None)
-        unread -= {key for key, value in asdict(local).items() if value is not None}
-        configs.append(replace(config, strategy=name, local=local))
+        taken = given & taken_by(build_strategy(name, LocalConfig()))
+        unread -= taken
+        tables = {table: _only(getattr(config, table), table, taken) for table in TABLES}
+        configs.append(replace(config, strategy=name, **tables))
     if unread:
         raise ShoalError(
-            f"local.{min(unread)} has no effect with any of {', '.join(strategies)}; leave it unset"
+            f"{min(unread)} has no effect with any of {', '.join(strategies)}; leave it unset"
         )
     return configs
+
+
+def _only(options: Any, table: str, taken: Set[str]) -> Any:
+    """A table of options with those alone that are taken."""
+    others = {key: None for key in asdict(options) if f"{table}.{key}" not in taken}
+    return replace(options, **others)
 
 
 def _file_name(strategy: str) -> str:

@@ -14,9 +14,10 @@ bracket how often:
 What canaries do not see: their sweep comes before the optimizer's and not inside it, so only a
 meeting of two canary sweeps counts, and a longer optimizer's step meets more often; moments are
 swept too, and can lose as much each; a step that is not fused sweeps a parameter more than once.
-Where workers do nothing but update, parameters whose every update is exactly 1 lost up to 3 % (of
-a million), and canaries read a half to an eighth of that, in some runs far less
-(`benchmarks/hogwild.py`, `docs/hogwild.md`). A gradient of older weights is stale, not lost.
+Where workers do nothing but update, parameters whose every update is exactly 1 lost up to 4 % (of
+a million), and canaries read less: by a factor of one to some hundreds (`benchmarks/hogwild.py`,
+`docs/hogwild.md`). So canaries show that updates get lost, and the overlap bounds how many.
+A gradient of older weights is stale, not lost.
 Canaries count exactly up to 2^24 updates.
 """
 

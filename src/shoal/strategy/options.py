@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from shoal.codec.base import Codec
 from shoal.codec.catalogue import codec_named
-from shoal.codec.choice import Choice
 from shoal.errors import ShoalError
 from shoal.strategy.compat import require_legal
 from shoal.strategy.parts import Delta, Phase, Servers, SharedMemory, Strategy
@@ -86,7 +84,8 @@ def resolve_local(name: str, local: LocalConfig) -> LocalConfig:
     first = strategy.first
     begin = (first.share, first.strategy.name) if first else (0.0, None)
     if not isinstance(strategy.payload, Delta):
-        share, name_of_first = begin if first else (None, None)
+        none = None if local.warm_up is None else 0.0  # a preset's own is switched off for good
+        share, name_of_first = begin if first else (none, None)
         return replace(local, warm_up=share, warm_up_with=name_of_first)
     delta = strategy.payload
     return LocalConfig(
@@ -148,12 +147,13 @@ def _named(name: str) -> Strategy:
     """`PRESET` or `PRESET+CODEC`."""
     preset, plus, codec = name.partition("+")
     strategy = replace(named(preset), name=name)
-    return _coded(strategy, codec_named(codec)) if plus else strategy
+    return _coded(strategy, codec) if plus else strategy
 
 
-def _coded(strategy: Strategy, codec: Codec | Choice) -> Strategy:
+def _coded(strategy: Strategy, codec: str) -> Strategy:
     """With a codec; servers know one for the whole run, warm-up and all."""
     first = strategy.first
     if first is not None and isinstance(strategy.owner, Servers):
-        first = replace(first, strategy=_coded(first.strategy, codec))
-    return replace(strategy, codec=codec, first=first)
+        before = replace(first.strategy, name=f"{first.strategy.name}+{codec}")
+        first = replace(first, strategy=_coded(before, codec))
+    return replace(strategy, codec=codec_named(codec), first=first)

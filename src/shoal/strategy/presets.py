@@ -55,10 +55,12 @@ def sync_ps(servers: int = 1) -> Strategy:
                     timing=EveryStep(), update="owner")  # fmt: skip
 
 
-def ssp(bound: int = 2, servers: int = 1) -> Strategy:
-    """A parameter server with bounded staleness (Ho et al., NeurIPS 2013)."""
+def ssp(bound: int = 2, servers: int = 1, warm_up: float = WARM_UP) -> Strategy:
+    """A parameter server with bounded staleness (Ho et al., NeurIPS 2013), after a synchronous
+    start: old gradients keep a model long on the plateau where it begins (`docs/log.md`)."""
     return Strategy(name="ssp", payload=Gradient(), owner=Servers(count=servers),
-                    timing=BoundedStaleness(bound=bound), update="owner")  # fmt: skip
+                    timing=BoundedStaleness(bound=bound), update="owner",
+                    first=_together(servers, warm_up))  # fmt: skip
 
 
 def async_ps(servers: int = 1, warm_up: float = WARM_UP) -> Strategy:

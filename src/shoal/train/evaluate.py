@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -38,16 +38,31 @@ def evaluate(
 
 
 def measure(
-    model: nn.Module, task: Task, *, count: int, micro_batch: int, precision: str
+    model: nn.Module,
+    task: Task,
+    *,
+    count: int,
+    micro_batch: int,
+    precision: str,
+    beat: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
-    """Every metric of the task over `count` held-out samples, in this process."""
+    """Every metric of the task over `count` held-out samples, in this process.
+
+    `beat` is called at every batch.
+    """
     batches = range(-(-count // micro_batch))
-    names, ratios = _ratios(model, task, batches, count, micro_batch, precision)
+    names, ratios = _ratios(model, task, batches, count, micro_batch, precision, beat)
     return _divide(names, ratios.flatten())
 
 
 def _ratios(
-    model: nn.Module, task: Task, batches: range, count: int, micro_batch: int, precision: str
+    model: nn.Module,
+    task: Task,
+    batches: range,
+    count: int,
+    micro_batch: int,
+    precision: str,
+    beat: Callable[[], None] = lambda: None,
 ) -> tuple[list[str], Tensor]:
     """Metric names, and float64 [batches, metrics, 2]: numerators and denominators."""
     held_out = task.samples("held_out")
@@ -58,6 +73,7 @@ def _ratios(
     try:
         with torch.no_grad(), autocast(device, precision):
             for number in batches:
+                beat()
                 start = number * micro_batch
                 numbers = range(start, min(start + micro_batch, count))
                 samples = [held_out[i * len(held_out) // count] for i in numbers]

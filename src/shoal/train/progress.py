@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TextIO
 
 from shoal.train.curve import Curve
 from shoal.train.records import Record, is_due, to_line
+from shoal.train.worker_table import WorkerRow, worker_table
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -20,18 +21,18 @@ if TYPE_CHECKING:
 PLAIN_SECONDS = 5.0
 """The least time between two plain lines."""
 
-LIVE_SECONDS = 0.2
+LIVE_SECONDS = 0.3
 """The least time between two pictures of the live display."""
 
 
 class Display(Protocol):
     """A way to show a run."""
 
-    def open(self) -> None:
-        """The run begins."""
-
     def step(self, run: Run, *, last: bool) -> None:
         """A step has finished."""
+
+    def look(self, run: Run) -> None:
+        """The run's workers were looked at."""
 
     def say(self, text: str, *, warning: bool = False) -> None:
         """Show one sentence, and keep it."""
@@ -53,6 +54,8 @@ class Run:
         self.curve = Curve()
         self.held_out: list[tuple[int, float]] = []
         self.tokens = 0
+        self.workers: Sequence[WorkerRow] = ()
+        """Of a run on servers, as they were seen last."""
         self._resumed_step = resumed_step
         self._clock = clock
         self._began = clock()
@@ -116,6 +119,11 @@ class Progress:
         self._run.add(record)
         self._display.step(self._run, last=last)
 
+    def look(self, workers: Sequence[WorkerRow]) -> None:
+        """Show who takes part, and what they do, where there is room for it."""
+        self._run.workers = workers
+        self._display.look(self._run)
+
     def note(self, text: str) -> None:
         """Show a sentence about the run."""
         self._display.say(text)
@@ -131,8 +139,7 @@ class Progress:
             self._display.finish(self._run, folder, hints)
 
     def __enter__(self) -> Progress:
-        """Begin the display."""
-        self._display.open()
+        """The display begins with the first thing to show."""
         return self
 
     def __exit__(
@@ -180,14 +187,14 @@ class JsonDisplay:
         self._out, self._err, self._every = out, err, every
         self._first = True
 
-    def open(self) -> None:
-        """Nothing to prepare."""
-
     def step(self, run: Run, *, last: bool) -> None:
         """Write the record where it is due."""
         if is_due(run.newest, self._every, edge=last or self._first):
             print(to_line(run.newest), file=self._out, flush=True)
             self._first = False
+
+    def look(self, run: Run) -> None:
+        """The records have it."""
 
     def say(self, text: str, *, warning: bool = False) -> None:
         """Sentences go to standard error."""
@@ -208,9 +215,6 @@ class PlainDisplay:
         self._out, self._err, self._clock = out, err, clock
         self._next = -math.inf
 
-    def open(self) -> None:
-        """Nothing to prepare."""
-
     def step(self, run: Run, *, last: bool) -> None:
         """Write a line where the last one is old enough, and for the first and last step."""
         now = self._clock()
@@ -224,6 +228,9 @@ class PlainDisplay:
         if not last:
             words.append(f"{duration(run.seconds_left)} left")
         print("  ".join(filter(None, words)), file=self._out, flush=True)
+
+    def look(self, run: Run) -> None:
+        """Who comes and goes is said; what all of them do is for a terminal."""
 
     def say(self, text: str, *, warning: bool = False) -> None:
         """Warnings go to standard error."""
@@ -256,16 +263,20 @@ class LiveDisplay:
         self._clock = clock
         self._next = -math.inf
 
-    def open(self) -> None:
-        """Take the bottom of the terminal."""
-        self._live.start()
-
     def step(self, run: Run, *, last: bool) -> None:
         """Redraw, but no more often than eyes can follow."""
+        self._draw(run, at_once=last)
+
+    def look(self, run: Run) -> None:
+        """Redraw between steps, at the same pace."""
+        self._draw(run)
+
+    def _draw(self, run: Run, *, at_once: bool = False) -> None:
         now = self._clock()
-        if now < self._next and not last:
+        if now < self._next and not at_once:
             return
         self._next = now + LIVE_SECONDS
+        self._live.start()  # takes the bottom of the terminal, the first time
         self._live.update(_picture(run), refresh=True)
 
     def say(self, text: str, *, warning: bool = False) -> None:
@@ -303,6 +314,8 @@ def _picture(run: Run) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
+    if not run.records:
+        return Group(Text("no step has finished yet", style="dim"), worker_table(run.workers))
     step = run.newest.step
     head = Table.grid(padding=(0, 2))
     head.add_row(
@@ -315,7 +328,10 @@ def _picture(run: Run) -> RenderableType:
     for name, value in run.figures():
         line.append(f"{name} ", style="dim").append(f"{value}  ")
     foot = Text(shares(run.newest), style="dim")
-    return Group(head, line, Text(run.curve.bars(60), style="cyan"), foot)
+    rows: list[RenderableType] = [head, line, Text(run.curve.bars(60), style="cyan"), foot]
+    if run.workers:
+        rows.append(worker_table(run.workers))
+    return Group(*rows)
 
 
 def ending(run: Run, folder: Path) -> list[tuple[str, str]]:
@@ -327,18 +343,19 @@ def ending(run: Run, folder: Path) -> list[tuple[str, str]]:
         steps = f"step {from_step} -> {to_step}" if from_step != to_step else f"step {to_step}"
         change = f"{before:.3f} -> {after:.3f}" if from_step != to_step else f"{after:.3f}"
         rows.append(("held out", f"{change} ({steps})"))
+    whose = "" if last.lost_updates is None else " of worker 0"  # with Hogwild!, each has its own
     if last.lost_updates is not None:
         rows.append(("lost updates", f"{last.lost_updates:.4%}"))
     rows += [
-        ("tokens/s", f"{run.tokens_per_second:,.0f}"),
-        ("time", f"{duration(run.seconds)} for {run.tokens:,} tokens"),
+        ("tokens/s", f"{run.tokens_per_second:,.0f}{whose}"),
+        ("time", f"{duration(run.seconds)} for {run.tokens:,} tokens{whose}"),
         ("run", str(folder)),
     ]
     return rows
 
 
 def shares(record: Record) -> str:
-    """How a step's time divides, in percent of what was measured."""
+    """How a step's time divides, in percent of what was measured; on servers, the first one's."""
     parts = {
         "compute": record.seconds_computing,
         "exchange": record.seconds_exchanging,
@@ -348,6 +365,8 @@ def shares(record: Record) -> str:
     whole = sum(parts.values())
     if whole <= 0:
         return ""
+    if record.workers is not None:
+        return f"the first server is busy {1 - record.seconds_waiting / whole:.0%} of the time"
     names = [f"{name} {100 * part / whole:.0f} %" for name, part in parts.items()]
     return " / ".join(names if record.seconds_data >= whole / 200 else names[:-1])
 

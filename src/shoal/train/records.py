@@ -1,7 +1,8 @@
 """The figures of a run, a line a step: JSON lines always, other recorders where asked for.
 
 The first worker's records are the run's; the others keep theirs in `workers/RANK.jsonl`, each on
-its own host, for their own times and bytes. A resumed run first forgets every record after the
+its own host, for their own times and bytes. A run on servers is recorded by the first server, and
+all workers have a file: see `served_records.py`. A resumed run first forgets every record after the
 step it resumes from, so that no step appears twice.
 """
 
@@ -72,11 +73,17 @@ class Record:
     agreed_loss: float | None = None
     """Where local steps were agreed on: the mean loss of all workers since the time before."""
     lost_updates: float | None = None
-    """Share of all workers' updates of a shared copy so far that got lost, where measured."""
+    """Share of all workers' updates of a shared copy so far that its canaries lost (Hogwild!)."""
     staleness: Mapping[str, Sequence[int]] | None = None
     """Of the contributions in this step, by worker: commits since the parameters they are of."""
     workers: int | None = None
     """How many workers a run on servers has at this moment."""
+    samples: int | None = None
+    """On servers: of this commit, or of this contribution."""
+    fates: Mapping[str, int] | None = None
+    """On servers: contributions so far that were applied, refused, retried and late."""
+    dropped: bool | None = None
+    """Of a worker's contribution: True where no commit took it in."""
     events: Sequence[str] | None = None
     """What was refused or repaired in this step."""
 
@@ -294,8 +301,20 @@ def open_recorders(
             if rank >= workers:  # of a worker that is gone, and that will not do it itself
                 _truncate(path, resumed_step)
     else:
-        recorders += _own_lines(folder / WORKERS_FOLDER / f"{worker}.jsonl", resumed_step, warn)
+        return open_own_recorders(config, folder, worker, resumed_step, warn)
     return Recorders(recorders, every=config.every, warn=warn)
+
+
+def open_own_recorders(
+    config: RecordsConfig,
+    folder: Path,
+    worker: int,
+    resumed_step: int,
+    warn: Callable[[str], None],
+) -> Recorders:
+    """Those of a worker's own times and bytes."""
+    path = folder / WORKERS_FOLDER / f"{worker}.jsonl"
+    return Recorders(_own_lines(path, resumed_step, warn), every=config.every, warn=warn)
 
 
 def worker_files(folder: Path) -> dict[int, Path]:

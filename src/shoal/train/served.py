@@ -100,6 +100,7 @@ def _measure(config: RunConfig, task: Task, worker: ServedWorker) -> dict[str, f
         count=min(config.evaluation.samples, len(task.samples("held_out"))),
         micro_batch=config.batch.micro_batch,
         precision=config.precision,
+        beat=worker.beat,
     )
 
 

@@ -219,7 +219,8 @@ class FirstRun:
             f"shoal generate {self.folder} --prompt 'The '", f"shoal eval {self.folder}",
             f"shoal report {self.folder}",
         ])  # fmt: skip
-        fates = self._fates
+        assert self._records is not None
+        fates = self._records.in_all(self._fates)
         told = ", ".join(f"{fates[fate]} {fate}" for fate in FATES)
         self._progress.note(
             f"contributions: {told}; every sample once, order SHA-256 {run.pool.order_hash[:16]}"
@@ -325,6 +326,8 @@ class FirstRun:
             self._records.measured(step, metrics)
 
     def _event(self, worker: int, text: str) -> None:
+        if worker >= 0 and self.server.coordinator.over:
+            return  # whoever leaves now has heard that the run is over
         self._events.append(f"worker {worker}: {text}" if worker >= 0 else text)
         if self._progress is None:  # nobody has begun
             print(f"shoal: {self._events[-1]}", file=sys.stderr)

@@ -25,6 +25,7 @@ RESTARTS = 5
 """Times that killed servers are started again, before the run is given up."""
 
 _START = 120.0  # seconds that a server may take to say where it is
+_SOON = 2.0  # seconds in which a run that is over ends, once its workers have gone
 _GRACE = 20.0  # seconds that workers get to end after the run has
 
 Process = subprocess.Popen[bytes]
@@ -127,6 +128,9 @@ class ServedJob:
             dead = [n for n, server in enumerate(self._servers) if (server.poll() or 0) < 0]
             if dead:
                 self._restart(dead[0])
+                continue
+            if first is None and any(server.poll() is not None for server in self._servers):
+                return self._end(1)  # it has said why
             for rank, worker in enumerate(self._workers):
                 self._look_at(rank, worker)
             if self._workers and all(worker.poll() is not None for worker in self._workers):
@@ -157,16 +161,22 @@ class ServedJob:
 
     def _end_without_workers(self) -> int:
         """Every worker has gone: with the run's end, or without one."""
-        deadline = time.monotonic() + _GRACE
-        while self._servers[0].poll() is None and time.monotonic() < deadline:
-            if any(worker.returncode for worker in self._workers):
-                self._servers[0].send_signal(signal.SIGTERM)
-                self._servers[0].wait()
-                print(f"shoal: error: no worker is left; go on with: shoal train --resume "
-                      f"{self.run_folder}", file=sys.stderr)  # fmt: skip
-                return 1
-            time.sleep(0.05)
-        return self._servers[0].poll() or 0
+        server = self._servers[0]
+        if self._ends(server, _SOON) or not any(worker.returncode for worker in self._workers):
+            return self._end(0 if self._ends(server, _GRACE) and not server.returncode else 1)
+        server.send_signal(signal.SIGTERM)
+        self._ends(server, _GRACE)
+        print(f"shoal: error: no worker is left; go on with: shoal train --resume "
+              f"{self.run_folder}", file=sys.stderr)  # fmt: skip
+        return 1
+
+    def _ends(self, server: Process, seconds: float) -> bool:
+        """Whether a server ends by itself within some seconds."""
+        try:
+            server.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def _end(self, status: int) -> int:
         deadline = time.monotonic() + _GRACE

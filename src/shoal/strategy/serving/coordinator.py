@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shoal.strategy.parts import Delta, Strategy
@@ -65,6 +65,9 @@ class Coordinator:
         self.strategy, self.servers, self.clip = strategy, servers, clip
         self.members = Members()
         self.pace = Pace(floor=patience)
+        self.owners = servers
+        """Servers that own something of the model."""
+        self.first_lease = 0
         self.plan: Plan | None = None
         self.pool: Pool | None = None
         self.ready = False
@@ -105,9 +108,19 @@ class Coordinator:
         return found
 
     @property
+    def measuring(self) -> int | None:
+        """The worker that measures."""
+        return self._measuring.worker if self._measuring else None
+
+    @property
     def someone_waits(self) -> bool:
         """Whether a worker has nothing to do."""
         return bool(self._waiting)
+
+    @property
+    def told(self) -> Committed | None:
+        """What the record of the commit under way will say."""
+        return self._describe(self._commit) if self._commit else None
 
     @property
     def committing(self) -> list[tuple[int, int]]:
@@ -128,7 +141,7 @@ class Coordinator:
             ranges = [(int(a), int(b)) for a, b in told.pop("committed", [])]
             self.pool = Pool(end=plan.end, global_batch=plan.global_batch,
                              micro_batch=plan.micro_batch, modes=modes, committed=ranges,
-                             **told)  # fmt: skip
+                             first_number=self.first_lease, **told)  # fmt: skip
         elif plan != self.plan:
             changed = next(
                 f for f in plan.__struct_fields__ if getattr(plan, f) != getattr(self.plan, f)
@@ -218,6 +231,17 @@ class Coordinator:
         else:
             self.advance()
 
+    def fail(self, reason: str) -> None:
+        """Give up the commit under way, and the run with it."""
+        self._commit = None
+        self.stop(reason, failed=True)
+
+    def give_up(self, reason: str) -> None:
+        """End the run at once: there is nobody to save it."""
+        self.failure = self.failure or reason
+        self._ended = True
+        self._say_over()
+
     # Commits
 
     def advance(self) -> None:
@@ -246,7 +270,7 @@ class Coordinator:
             return
         if not one.finite:
             self._refuse(one)
-        elif len(one.here) == self.servers:
+        elif len(one.here) == self.owners:
             assert self.pool is not None
             if not self.pool.arrive(one.lease.number, str(one.worker)):
                 del self._open[one.lease.number]
@@ -258,6 +282,8 @@ class Coordinator:
         times = self.pool.refuse(number, str(one.worker))
         del self._open[number]
         self.outside.order(Drop(leases=[number]))
+        if (member := self.members.get(one.worker)) is not None:
+            member.benched = self.pool.version
         self.outside.event(one.worker, f"its part of step {lease.step + 1} was not finite: refused")
         if times >= HOPELESS:
             self.stop(
@@ -276,7 +302,7 @@ class Coordinator:
         if self._commit.prepare.count:
             self.outside.order(self._commit.prepare)
         else:
-            self._fail(f"no sample of step {self.step + 1} has a target to learn from")
+            self.fail(f"no sample of step {self.step + 1} has a target to learn from")
 
     def norms(self, index: int, number: int, norms: Array) -> None:
         """A server has the mean, whose blocks have these norms."""
@@ -288,7 +314,7 @@ class Coordinator:
         if math.isfinite(self._commit.norm):
             self.outside.order(order)
         else:
-            self._fail(f"the gradient of step {self.step + 1} overflows")
+            self.fail(f"the gradient of step {self.step + 1} overflows")
 
     def applied(self, index: int, number: int) -> None:
         """A server has stepped."""
@@ -307,23 +333,22 @@ class Coordinator:
         self._commit = None
         evaluate, save = self._every
         measure = self._evaluates and (self.pool.over or _crossed(evaluate, before, self.step))
-        options = done.prepare.options[0] if done.prepare.options else {}
-        self.outside.committed(
-            Committed(version=self.pool.version, step=self.step, position=self.pool.position,
-                      samples=done.commit.samples, loss=done.loss, count=done.prepare.count,
-                      norm=done.norm, options=options, staleness=done.staleness,
-                      members=len(self.members), measure=measure)
-        )  # fmt: skip
+        self.outside.committed(replace(self._describe(done), measure=measure))
         if measure:
             self._measuring = _Measuring(self.step)
         if not self.pool.over and (self.save_soon or _crossed(save, before, self.step)):
             self._saving, self.save_soon = True, False
             self.outside.save(self.step)
 
-    def _fail(self, reason: str) -> None:
-        """Give up the commit under way, and the run with it."""
-        self._commit = None
-        self.stop(reason, failed=True)
+    def _describe(self, done: Committing) -> Committed:
+        assert self.pool is not None
+        commit, prepare, batch = done.commit, done.prepare, self.pool.cut.global_batch
+        return Committed(
+            version=commit.number, step=-(-commit.position // batch), position=commit.position,
+            samples=commit.samples, loss=done.loss, count=prepare.count, norm=done.norm,
+            options=prepare.options[0] if prepare.options else {}, staleness=done.staleness,
+            members=len(self.members), measure=False, leases=commit.leases,
+        )  # fmt: skip
 
     def save_first(self) -> None:
         """Save the weights that a new run begins with, for the journal to follow on."""
@@ -345,16 +370,15 @@ class Coordinator:
 
     def _say_over(self) -> None:
         self.over = True
-        reason = self.failure or ("" if self._at_end else "it was asked to stop")
         for member in self.members:
-            self.outside.tell(
-                member.peer,
-                Over(
-                    finished=self._at_end and not self.failure,
-                    failed=bool(self.failure),
-                    reason=reason,
-                ),
-            )
+            self.outside.tell(member.peer, self.end)
+
+    @property
+    def end(self) -> Over:
+        """How the run has ended."""
+        reason = self.failure or ("" if self._at_end else "it was asked to stop")
+        return Over(finished=self._at_end and not self.failure, failed=bool(self.failure),
+                    reason=reason)  # fmt: skip
 
     def _hand_out(self) -> None:
         assert self.pool is not None
@@ -368,6 +392,8 @@ class Coordinator:
                 del self._waiting[worker]
                 self.outside.tell(member.peer, Measure(version=self._measuring.version))
                 continue
+            if self._on_bench(member) or self._is_incomplete(worker):
+                continue
             lease, local_batch = self._lease(str(worker))
             if lease is None:
                 return
@@ -376,6 +402,21 @@ class Coordinator:
             self._open[lease.number] = Contribution(lease, worker, self.now)
             go = Go(lease=lease, version=self.pool.version, local_batch=local_batch)
             self.outside.tell(member.peer, go)
+
+    def _on_bench(self, member: Membership) -> bool:
+        """Whether others go first: they will do better with its bad part, or be bad at it too."""
+        assert self.pool is not None
+        now = self.pool.version
+        return member.benched == now and any(m.began and m.benched != now for m in self.members)
+
+    def _is_incomplete(self, worker: int) -> bool:
+        """Whether its last contribution is still on its way to a server: a worker alone is then
+        never ahead of its own."""
+        assert self.pool is not None
+        return any(
+            one.worker == worker and one.done and self.pool.holder(number) is not None
+            for number, one in self._open.items()
+        )
 
     def _lease(self, worker: str) -> tuple[Lease | None, int]:
         assert self.pool is not None

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -17,8 +18,10 @@ import torch
 from torch import Tensor
 
 from shoal.errors import ShoalError
+from shoal.strategy.serving import admission
 from shoal.strategy.serving import protocol as p
 from shoal.strategy.serving.coordinator import Coordinator
+from shoal.strategy.serving.link import BEAT
 from shoal.strategy.serving.members import Membership
 from shoal.strategy.serving.outside import Committed
 from shoal.strategy.serving.server import LOOK, Journal, Server, Store, read_model
@@ -29,6 +32,9 @@ from shoal.wire.messages import Caller, Gone, Listener, Malformed, Received
 
 LINGER = 5.0
 """Seconds that a finished run waits for its workers to say goodbye."""
+
+_TOLD = p.Served | p.Arrived | p.Norms | p.Applied | p.Saved | p.Failed
+"""What servers answer to the coordinator."""
 
 NOTHING = p.Configured(text="", folder="")
 """Of a run whose workers bring everything."""
@@ -57,6 +63,7 @@ class FirstServer(Server):
         on_look: Callable[[], None] = lambda: None,
         on_measured: Callable[[int, Mapping[str, float]], None] = lambda step, metrics: None,
         on_done: Callable[[int, p.Done], None] = lambda worker, done: None,
+        on_drop: Callable[[Sequence[int]], None] = lambda leases: None,
         on_begin: Callable[[p.Plan, Mapping[str, str]], None] = lambda plan, about: None,
     ) -> None:
         """`resume` is a checkpoint's folder, and what its manifest says of the pool."""
@@ -73,16 +80,16 @@ class FirstServer(Server):
         self._served: set[int] = set()
         self._early: list[tuple[bytes, p.Hello, memoryview]] = []
         """Workers that came before all servers were here."""
-        self._initialiser: int | None = None
+        self._initialiser: Membership | None = None
         self._constants: list[Tensor] = []
         self._files: list[dict[str, Any]] = []
         self._saved: dict[int, p.Saved] = {}
-        self._folder = ""
-        self._step = 0
+        self._folder, self._step = "", 0
         self._on_commit, self._on_event = on_commit, on_event
         self._on_look, self._on_begin = on_look, on_begin
-        self._on_measured, self._on_done = on_measured, on_done
+        self._on_measured, self._on_done, self._on_drop = on_measured, on_done, on_drop
         self.coordinator = make(self)
+        self.coordinator.first_lease = time.time_ns() // 1000 << 10  # like none of a former life
         self._watch = Watch(self.coordinator)
 
     # Outside, as the coordinator sees it
@@ -94,7 +101,9 @@ class FirstServer(Server):
     def order(self, header: p.Header) -> None:
         """To every server. What a step is scaled by is noted before anybody steps."""
         if isinstance(header, p.Apply) and self.journal is not None:
-            self.journal.decide(header, self.coordinator.committing)
+            self.journal.decide(header, self.coordinator.committing, self.coordinator.told)
+        if isinstance(header, p.Drop):
+            self._on_drop(header.leases)
         for other in self._others.values():
             other.send(header)
         self._queue.append((header, None))
@@ -146,34 +155,65 @@ class FirstServer(Server):
             now = time.monotonic()
             self._watch.excuse(now - self.coordinator.now - LOOK)
             self.coordinator.now = now
-            if isinstance(got, Gone):
-                member = self.coordinator.members.at(got.peer)
-                if member is not None:
-                    self.coordinator.leave(member, "its connection has ended")
-            elif got is not None:
-                try:
-                    self.handle(got)
-                except Malformed as fault:
-                    self.listener.refuse(got.peer, str(fault))
-            self._drain()
-            if now - looked > LOOK:
-                looked = now
-                self._on_look()
-                self._watch.look()
+            try:
+                if isinstance(got, Gone):
+                    self.gone(got.peer)
+                elif got is not None:
+                    self.hear(got)
                 self._drain()
+                if now - looked > LOOK:
+                    looked = now
+                    self._look()
+                    self._drain()
+            except ShoalError as error:  # of another server, which is gone
+                self.coordinator.give_up(str(error))
             if self.coordinator.over:
                 ended = ended or now
                 if not len(self.coordinator.members) or now - ended > LINGER:
-                    self.order(p.Quit())
+                    for other in self._others.values():
+                        with suppress(ShoalError):
+                            other.send(p.Quit())
+                        other.close()
                     return
+
+    def gone(self, peer: bytes) -> None:
+        """A connection has ended, and the membership with it."""
+        super().gone(peer)
+        self._early = [each for each in self._early if each[0] != peer]
+        member = self.coordinator.members.at(peer)
+        if member is not None:
+            self.coordinator.leave(member, "its connection has ended")
+
+    def _look(self) -> None:
+        """What has to be looked after every now and then."""
+        self._on_look()
+        self._watch.look()
+        for index, other in self._others.items():
+            other.receive(0.0)  # raises where nobody answers any more
+            if other.connections > 1:
+                raise ShoalError(f"the connection to server {index} has ended, and what was "
+                                 "under way is lost; start all servers again")  # fmt: skip
+        members, first = self.coordinator.members, self._initialiser
+        if first is not None and members.get(first.worker) is not first:
+            self._initialiser = None
+            if not self.coordinator.ready and self.shard is not None:  # it has left us without
+                self._served -= self.shard.owners
+                for member in members:
+                    self.tell(member.peer, p.Stale())
+                    self.coordinator.leave(member, None)
 
     def _drain(self) -> None:
         while self._queue:
             header, payload = self._queue.popleft()
-            if isinstance(header, p.Served | p.Arrived | p.Norms | p.Applied | p.Saved):
-                self._hear(header, payload)
-            else:
-                self.obey(header, payload)
+            try:
+                if isinstance(header, _TOLD):
+                    self._hear(header, payload)
+                else:
+                    self.obey(header, payload)
+            except Malformed:
+                raise
+            except ShoalError as error:
+                self.coordinator.fail(str(error))
         while self.coordinator.measured:
             self._on_measured(*self.coordinator.measured.pop(0))
 
@@ -196,6 +236,8 @@ class FirstServer(Server):
         elif got.role != "server":
             raise Malformed(f"a worker may not send {type(header).__name__}")
         elif isinstance(header, p.Register):
+            if header.index in self._others or not 0 < header.index < self.servers:
+                raise Malformed(f"the run has a server {header.index} already, or no such one")
             self._others[header.index] = self.call(header.address)
             self._addresses[header.index] = header.address
             if len(self._addresses) == self.servers:
@@ -211,6 +253,8 @@ class FirstServer(Server):
             case p.Begin():
                 self._begin(member, header.plan)
             case p.Done():
+                assert self._model is not None
+                admission.require_possible(header, self._model)
                 self._on_done(member.worker, header)
                 run.done(member, header)
             case p.Pulled():
@@ -225,7 +269,7 @@ class FirstServer(Server):
                 self._keep(header, got.payload)
             case p.Beat():
                 pass
-            case p.Initial() if member.worker != self._initialiser:
+            case p.Initial() if member is not self._initialiser:
                 raise Malformed("the weights are another worker's to bring")
             case _:
                 super().handle(got)
@@ -236,20 +280,19 @@ class FirstServer(Server):
         match header:
             case p.Served():
                 if header.problem:
-                    run.stop(header.problem, failed=True)
-                    run.over = True
+                    run.give_up(header.problem)
                     return
                 self._served.add(header.index)
-                if len(self._served) == self.servers:
+                if len(self._served) == self.servers and not run.ready:
                     run.ready = True
                     self._begin_journal()
                     run.advance()
+            case p.Failed():
+                run.fail(f"server {header.index}: {header.problem}")
             case p.Arrived():
                 run.arrived(header.index, header.lease, header.finite)
             case p.Norms():
-                norms = payload.numpy() if isinstance(payload, Tensor) else (
-                    np.frombuffer(payload, np.float64)
-                )  # fmt: skip
+                norms = payload.numpy() if isinstance(payload, Tensor) else np.frombuffer(payload)
                 run.norms(header.index, header.number, norms)
             case p.Applied():
                 run.applied(header.index, header.number)
@@ -268,21 +311,24 @@ class FirstServer(Server):
         if len(self._addresses) < self.servers:
             self._early.append((peer, hello, memoryview(bytes(payload or b""))))
             return
-        if reason := self._unlike(hello, model):
+        reason = admission.unlike(
+            hello, model, strategy=self._strategy, about=self._about, run=self._model
+        )
+        if reason:
             self._on_event(-1, f"a worker was refused: {reason}")
             self.listener.refuse(peer, reason)
             return
         if self.coordinator.over:
-            self.tell(peer, p.Over(finished=self.coordinator.failure is None))
+            self.tell(peer, self.coordinator.end)
             return
         if (old := self.coordinator.members.at(peer)) is not None:
             self.coordinator.leave(old, "it has joined again")
         member = self.coordinator.members.join(peer, hello.rank, self.coordinator.now)
-        initialise = self._resume is None and not self._served and (
-            self._initialiser is None or self.coordinator.members.get(self._initialiser) is None
-        )  # fmt: skip
+        initialise = (
+            self._resume is None and not self.coordinator.ready and self._initialiser is None
+        )
         if initialise:
-            self._initialiser = member.worker
+            self._initialiser = member
         if self._model is None:
             self._open_run(model, bytes(payload or b""), hello.about)
         pool = self.coordinator.pool
@@ -290,21 +336,8 @@ class FirstServer(Server):
             worker=member.worker, epoch=member.epoch, initialise=initialise,
             servers=[self._addresses[i] for i in range(self.servers)],
             position=pool.position if pool else 0,
+            beat=min(BEAT, self.coordinator.pace.floor / 4),
         ))  # fmt: skip
-
-    def _unlike(self, hello: p.Hello, model: p.Model) -> str | None:
-        """How a worker differs from the run, or None."""
-        if hello.strategy != self._strategy:
-            return f"its strategy is {hello.strategy}, where the run's is {self._strategy}"
-        for key, value in self._about.items():
-            if hello.about.get(key, value) != value:
-                return f"its {key} is {hello.about.get(key)}, where the run's is {value}"
-        if self._model is None:
-            return None
-        for field in ("names", "shapes", "dtype", "optimizer", "groups", "clip", "constants"):
-            if getattr(model, field) != getattr(self._model, field):
-                return f"its model is another one: {_difference(field, model, self._model)}"
-        return None
 
     def _open_run(self, model: p.Model, raw: bytes, about: Mapping[str, str]) -> None:
         self._model, self._raw_model = model, raw
@@ -326,11 +359,14 @@ class FirstServer(Server):
                           for b in range(start // layout.block, stop // layout.block)], np.int64)
                 for server in range(self.servers)
             ]  # fmt: skip
+        self.coordinator.owners = len(self.shard.owners)
+        reason = admission.impossible(plan)
         try:
-            reason = self.coordinator.begin(member, plan, self._resume[1] if self._resume else None)
+            reason = reason or self.coordinator.begin(
+                member, plan, self._resume[1] if self._resume else None
+            )
         except ShoalError as error:
-            self.coordinator.stop(str(error), failed=True)
-            self.coordinator.over = True
+            self.coordinator.give_up(str(error))
             return
         if reason:
             self._on_event(member.worker, f"it was refused: {reason}")
@@ -366,6 +402,10 @@ class FirstServer(Server):
             for each, raw in zip(self._model.constants, self._constants, strict=True)
         }
 
+    def _arrivals(self) -> int:
+        outer = self.shard.outer if self.shard is not None else None
+        return 0 if outer is None else outer.arrivals
+
     def _commit_save(self) -> None:
         problems = [f"server {i}: {s.problem}" for i, s in self._saved.items() if s.problem]
         pool = self.coordinator.pool
@@ -381,20 +421,10 @@ class FirstServer(Server):
                     for name, shape in zip(self._model.names, self._model.shapes, strict=True)
                 },
                 "pool": {"committed": pool.committed_ranges(), "version": pool.version,
-                         "order_hash": pool.order_hash},
+                         "order_hash": pool.order_hash, "arrivals": self._arrivals()},
             }  # fmt: skip
             files = [file for saved in self._saved.values() for file in saved.files]
             self.store.commit(self._folder, self._step, files, told)
         except ShoalError as error:
             self._on_event(-1, f"step {self._step} is not saved ({error}); training goes on")
         self.coordinator.saved()
-
-
-def _difference(field: str, theirs: p.Model, ours: p.Model) -> str:
-    mine, other = getattr(theirs, field), getattr(ours, field)
-    if field == "shapes" or field == "names":
-        for name, a, b in zip(ours.names, theirs.shapes, ours.shapes, strict=False):
-            if a != b:
-                return f"{name!r} has shape {a}, where the run's has {b}"
-        return f"it has {len(theirs.names)} parameters, where the run's has {len(ours.names)}"
-    return f"its {field} is {str(mine)[:200]}, where the run's is {str(other)[:200]}"

@@ -117,8 +117,8 @@ class Pool:
     `end` is the run's length in samples. `modes` follow one another; the first begins at step
     0, and each next one once everything before its own first step is committed. To go on from
     a checkpoint, give what `committed_ranges`, `version` and `order_hash` said; what had not
-    been committed is leased again. Lease numbers begin at 0 again: bind the coordinator's
-    epoch into the messages, so that an answer to its former life is not taken for a new one.
+    been committed is leased again. Lease numbers begin at `first_number`: let no former life of
+    this pool have lent them, so that an answer to it is not taken for a new one.
 
     >>> pool = Pool(end=8, global_batch=4, micro_batch=1, modes=[Mode(bound=0)])
     >>> a, b = pool.lease("a", 0.5), pool.lease("b", 0.5)
@@ -145,6 +145,7 @@ class Pool:
         committed: Sequence[Range] = (),
         version: int = 0,
         order_hash: str | None = None,
+        first_number: int = 0,
     ) -> None:
         self.cut = Cut(end, global_batch, micro_batch)
         starts = [mode.first_step for mode in modes]
@@ -167,7 +168,7 @@ class Pool:
         """Samples committed so far."""
         self._held: dict[int, Held] = {}
         self._numbers: dict[str, set[int]] = {}  # of the leases of each worker
-        self._new = itertools.count()
+        self._new = itertools.count(first_number)
         self._arrived: dict[int, list[Lease]] = {}  # by step: in steps
         self._missing: dict[int, int] = {}  # samples of those steps that have not arrived
         self._queue: deque[Lease] = deque()  # by arrival: free

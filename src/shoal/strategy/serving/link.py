@@ -15,11 +15,18 @@ from shoal.wire.ledger import Ledger
 from shoal.wire.messages import Caller
 
 BEAT = 1.0
-"""Seconds between two signs of life: of the training loop, at leaves, and while it waits."""
+"""Seconds between two signs of life, at most: of the training loop, at leaves, and while it waits.
+A run with less patience asks for more of them."""
 
 
 class Lost(Exception):
-    """The membership has ended: this worker was taken for dead, or the servers began anew."""
+    """The membership has ended: this worker was taken for dead, or the servers began anew.
+
+    `over` is what the coordinator said where the run itself has ended.
+    """
+
+    def __init__(self, over: p.Over | None = None) -> None:
+        self.over = over
 
 
 class Link:
@@ -33,7 +40,7 @@ class Link:
         self._callers: list[Caller] = []
         self._connections: dict[int, int] = {}
         self.worker = self.epoch = -1
-        self._said = time.monotonic()
+        self._said, self._beat = time.monotonic(), BEAT
 
     @property
     def servers(self) -> int:
@@ -60,10 +67,11 @@ class Link:
                 welcome: p.Welcome = got[0]
                 break
             if got is not None and isinstance(got[0], p.Over):
-                raise ShoalError("the run is over")
+                why = f": {got[0].reason}" if got[0].reason else ""
+                raise ShoalError(f"the run is over{why}")
             if time.monotonic() > deadline:
                 raise ShoalError(f"the server at {self._address} does not let this worker in")
-        self.worker, self.epoch = welcome.worker, welcome.epoch
+        self.worker, self.epoch, self._beat = welcome.worker, welcome.epoch, welcome.beat
         self._callers += [self._call(address) for address in welcome.servers[1:]]
         return welcome
 
@@ -86,7 +94,7 @@ class Link:
 
     def beat(self) -> None:
         """A sign of life, where the last word is older than that."""
-        if time.monotonic() - self._said > BEAT:
+        if time.monotonic() - self._said > self._beat:
             self.tell(p.Beat(worker=self.worker, epoch=self.epoch))
 
     def wait(self) -> p.Go | p.Measure | p.Over:
@@ -94,7 +102,7 @@ class Link:
         first = self._callers[0]
         while True:
             with self._ledger.spend("waiting"):
-                got = first.receive(BEAT)
+                got = first.receive(self._beat)
             self._require_unbroken(0)
             if got is None:
                 self.beat()
@@ -111,14 +119,16 @@ class Link:
         deadline = time.monotonic() + self._timeout
         while True:
             with self._ledger.spend("waiting"):
-                got = caller.receive(BEAT)
+                got = caller.receive(self._beat)
             if got is None:
                 self.beat()
                 self._require_unbroken(server)
                 if time.monotonic() > deadline:
                     raise Lost
                 continue
-            if isinstance(got[0], p.Stale | p.Over):
+            if isinstance(got[0], p.Over):
+                raise Lost(got[0])
+            if isinstance(got[0], p.Stale):
                 raise Lost
             yield got
             if isinstance(got[0], p.Weights | p.State) and got[1] is None and _is_last(got[0]):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from shoal.strategy.serving.leases import Lease
 from shoal.strategy.serving.protocol import Header
 
 
@@ -28,6 +29,8 @@ class Committed:
     members: int
     measure: bool
     """Whether it is to be measured; see `Coordinator.measured`."""
+    leases: Sequence[Lease]
+    """What it took in."""
 
 
 class Outside(Protocol):

@@ -68,6 +68,11 @@ class Pace:
         speeds = self._speeds()
         return speeds[worker] / sum(speeds.values())
 
+    def speed(self, worker: str) -> float | None:
+        """Samples a second, or None before any measurement."""
+        measured = self._workers.get(worker)
+        return 1 / measured.seconds if measured else None
+
     def deadline(self, worker: str, samples: int, default: float) -> float:
         """Seconds after which so many samples are overdue; `default` before any measurement."""
         measured = self._workers.get(worker)

@@ -17,6 +17,7 @@ The first server is the coordinator. Between it and the others:
     Prepare  ->  Norms         add up a commit's contributions; the norms of the mean's blocks
     Apply  ->  Applied         scale the mean, and step
     Save  ->  Saved            write a checkpoint's files
+    Failed                     a server cannot go on
 """
 
 from __future__ import annotations
@@ -142,7 +143,8 @@ class Done(Member, frozen=True, kw_only=True):
     seconds: float
     """Spent on it."""
     spent: dict[str, float] = {}
-    """Of those, by activity: exchanging, waiting, data."""
+    """Since the last one, waiting for this lease included, by activity: computing, exchanging,
+    waiting, data."""
     sent: int = 0
     received: int = 0
     """Bytes since the last one."""
@@ -158,7 +160,7 @@ class Pull(Member, frozen=True, kw_only=True):
     have: int = -1
     """The version that this worker has."""
     first: int = 0
-    """The first bucket wanted."""
+    """The first bucket wanted; of what the optimizer keeps, the first piece."""
     state: bool = False
 
 
@@ -204,6 +206,8 @@ class Welcome(Header, frozen=True, kw_only=True):
     """Whether this worker has to bring the weights."""
     position: int
     """Samples committed so far."""
+    beat: float
+    """Seconds between two signs of life, at most."""
 
 
 class Go(Header, frozen=True, kw_only=True):
@@ -259,6 +263,8 @@ class State(Header, frozen=True, kw_only=True):
     bucket: int
     number: float = 0.0
     """Where it is one number for each parameter."""
+    rest: int = -1
+    """Of the last message: the piece to ask from, where its queue took no more."""
 
 
 # Server to server
@@ -368,6 +374,13 @@ class Saved(Header, frozen=True, kw_only=True):
     problem: str | None = None
 
 
+class Failed(Header, frozen=True, kw_only=True):
+    """A server cannot go on: its disk is full, say. The run ends with this."""
+
+    index: int
+    problem: str
+
+
 class Quit(Header, frozen=True, kw_only=True):
     """The run has ended."""
 
@@ -375,6 +388,6 @@ class Quit(Header, frozen=True, kw_only=True):
 TO_SERVER = (
     Ask | Hello | Initial | Fixed | Begin | Part | Done | Beat | Pull | Pulled | Measured
     | Leave | Stop | Register | Serve | Served | Arrived | Drop | Prepare | Norms | Apply | Applied
-    | Save | Saved | Quit
+    | Save | Saved | Failed | Quit
 )  # fmt: skip
 TO_WORKER = Configured | Welcome | Go | Measure | Over | Stale | Weights | Change | State

@@ -42,7 +42,8 @@ class Replica:
 
     def forget(self) -> None:
         """Begin anew with other servers: nothing is owed, and no version is here."""
-        self.have = -1
+        self.have = [-1] * len(self.portions)
+        """By server, the version of its parameters that is here; -1: none, or no whole one."""
         self._coder: Coder | None = None
         if self.coded is not None:
             self._coder = self.coded.coder(self.layout.elements)
@@ -78,19 +79,20 @@ class Replica:
 
     def pull(self, link: Link) -> None:
         """Take over the servers' present parameters."""
-        versions = [self._pull_from(link, server) for server in range(link.servers)]
-        self.have = min(versions)
+        for server in range(link.servers):
+            self._pull_from(link, server)
 
-    def _pull_from(self, link: Link, server: int) -> int:
-        first, version = 0, -1
+    def _pull_from(self, link: Link, server: int) -> None:
+        have, first, versions = self.have[server], 0, set[int]()
+        self.have[server] = -1  # until all of it is here
         while first >= 0:
-            header = p.Pull(worker=link.worker, epoch=link.epoch, have=self.have, first=first)
+            header = p.Pull(worker=link.worker, epoch=link.epoch, have=have, first=first)
             first = -1
             for got, payload in link.pull(server, header):
                 assert isinstance(got, p.Weights | p.Change)
-                version = got.version
                 if got.bucket < 0:
                     first = got.rest if isinstance(got, p.Weights) else -1
+                    versions.add(got.version)
                     continue
                 mine = self.weights[slice(*self.portions[server].pieces[got.bucket])]
                 if isinstance(got, p.Weights):
@@ -101,23 +103,28 @@ class Replica:
                     change = torch.empty_like(mine)
                     self.coded.decode(got.bucket, server, raw, change)
                     mine.add_(change)
-        return version
+        if len(versions) == 1:  # changes follow on one version, and not on a mixture
+            self.have[server] = versions.pop()
 
     def pull_state(self, link: Link, optimizer: torch.optim.Optimizer) -> None:
         """Take over what the servers' optimizer keeps, at the border of a phase."""
         flats: dict[str, Tensor] = {}
         numbers: dict[str, float] = {}
-        for server in range(link.servers):
-            header = p.Pull(worker=link.worker, epoch=link.epoch, state=True)
-            for got, payload in link.pull(server, header):
-                if not isinstance(got, p.State) or not got.key:
-                    continue
-                if got.bucket < 0:
-                    numbers[got.key] = got.number
-                    continue
-                flat = flats.setdefault(got.key, self.flat())
-                mine = flat[slice(*self.portions[server].pieces[got.bucket])]
-                mine.copy_(as_tensor(payload, mine.dtype, len(mine)))
+        for server, portion in enumerate(self.portions):
+            first = 0
+            while first >= 0:
+                header = p.Pull(worker=link.worker, epoch=link.epoch, state=True, first=first)
+                first = -1
+                for got, payload in link.pull(server, header):
+                    assert isinstance(got, p.State)
+                    if not got.key:
+                        first = got.rest
+                    elif got.bucket < 0:
+                        numbers[got.key] = got.number
+                    else:
+                        flat = flats.setdefault(got.key, self.flat())
+                        mine = flat[slice(*portion.pieces[got.bucket])]
+                        mine.copy_(as_tensor(payload, mine.dtype, len(mine)))
         views = {key: self.layout.views(flat) for key, flat in flats.items()}
         for index, parameter in enumerate(self._parameters):
             state: dict[str, Any] = {key: torch.tensor(n) for key, n in numbers.items()}

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from shoal.errors import ShoalError
 from shoal.strategy.serving import protocol as p
-from shoal.strategy.serving.shard import Shard
+from shoal.strategy.serving.outside import Committed
+from shoal.strategy.serving.shard import News, Shard
 from shoal.wire.ledger import Ledger
-from shoal.wire.messages import Caller, Listener, Malformed, Received
+from shoal.wire.messages import Caller, Gone, Listener, Malformed, Received
 
 LOOK = 0.2
 """Seconds between two looks around."""
@@ -51,8 +52,10 @@ class Journal(Protocol):
     def log(self, shard: Shard, commit: p.Prepare) -> None:
         """Note the mean that a shard may have to step with."""
 
-    def decide(self, order: p.Apply, leases: Sequence[tuple[int, int]]) -> None:
-        """Note that every shard steps, and the samples behind it."""
+    def decide(
+        self, order: p.Apply, leases: Sequence[tuple[int, int]], told: Committed | None
+    ) -> None:
+        """Note that every shard steps, the samples behind it, and what its record will say."""
 
 
 class Server:
@@ -77,6 +80,8 @@ class Server:
         self._quit = False
         self._first: Caller | None = None
         self._missing: set[int] = set()
+        self._bringer = b""
+        """The connection that brings the first weights."""
 
     def register(self, address: str) -> None:
         """Tell the first server at `address` that this one is there."""
@@ -90,13 +95,26 @@ class Server:
             got = self.listener.receive(LOOK)
             if isinstance(got, Received):
                 heard = time.monotonic()
-                try:
-                    self.handle(got)
-                except Malformed as fault:
-                    self.listener.refuse(got.peer, str(fault))
+                self.hear(got)
+            elif isinstance(got, Gone):
+                self.gone(got.peer)
             if self._first is not None and time.monotonic() - heard > 1.0:
                 heard = time.monotonic()
                 self._first.receive(0.0)  # raises where the first server is gone for good
+
+    def hear(self, got: Received) -> None:
+        """Handle one message, or refuse it; what this server itself cannot do ends the run."""
+        try:
+            self.handle(got)
+        except Malformed as fault:
+            self.listener.refuse(got.peer, str(fault))
+        except ShoalError as error:
+            self.answer(p.Failed(index=self.index, problem=str(error)))
+
+    def gone(self, peer: bytes) -> None:
+        """A connection has ended."""
+        if self.shard is not None:
+            self.shard.gone(peer)
 
     def answer(self, header: p.Header, payload: Tensor | memoryview | None = None) -> None:
         """To the coordinator."""
@@ -114,16 +132,25 @@ class Server:
         elif self.shard is None:
             self.listener.send(got.peer, p.Stale())  # of before this server was started again
         elif isinstance(header, p.Part):
-            finite = self.shard.take(header.lease, header.bucket, payload)
+            finite = self.shard.take(got.peer, header.lease, header.bucket, payload)
             if finite is not None:
                 self.answer(p.Arrived(index=self.index, lease=header.lease, finite=finite))
         elif isinstance(header, p.Initial):
-            self.shard.set_weights(header.bucket, payload)
-            self._missing.discard(header.bucket)
+            self._bring(got.peer, self.shard, header.bucket, payload)
             if not self._missing:
                 self.answer(p.Served(index=self.index, version=0))
         elif isinstance(header, p.Pull):
             self.send_parameters(got.peer, header)
+
+    def _bring(self, peer: bytes, shard: Shard, bucket: int, payload: memoryview | None) -> None:
+        if shard.version:
+            raise Malformed("the run has its weights already")
+        if peer != self._bringer:  # another worker begins anew where one has died
+            self._bringer, self._missing = peer, shard.wanted()
+        if bucket not in self._missing:
+            raise Malformed(f"bucket {bucket} of the weights is not one to bring")
+        shard.set_weights(bucket, payload)
+        self._missing.discard(bucket)
 
     def obey(self, order: p.Header, payload: memoryview | None = None) -> None:
         """One order of the coordinator."""
@@ -158,6 +185,8 @@ class Server:
                 self._missing = set()
         except ShoalError as error:
             problem = str(error)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:  # what a worker described
+            problem = f"the model and its optimizer cannot be served: {error}"
         if problem or not self._missing:
             version = self.shard.version if self.shard else 0
             self.answer(p.Served(index=self.index, version=version, problem=problem))
@@ -181,15 +210,12 @@ class Server:
         shard = self.shard
         assert shard is not None
         if pull.state:
-            self._send_state(peer, shard)
+            self._send_state(peer, shard, pull.first)
             return
         if not pull.first:
-            shard.remember(pull.worker)
+            shard.remember(peer)
         news = shard.news_since(pull.have) if not pull.first else None
-        if news is not None:
-            for version, bucket, change in news:
-                self.listener.send(peer, p.Change(version=version, bucket=bucket), change)
-            self.listener.send(peer, p.Weights(version=shard.version, bucket=-1))
+        if news is not None and self._send_news(peer, shard, news):
             return
         for bucket in sorted(shard.wanted()):
             weights = p.Weights(version=shard.version, bucket=bucket)
@@ -199,13 +225,29 @@ class Server:
             bucket = -1
         self.listener.send(peer, p.Weights(version=shard.version, bucket=-1, rest=bucket))
 
-    def _send_state(self, peer: bytes, shard: Shard) -> None:
+    def _send_news(self, peer: bytes, shard: Shard, news: Sequence[News]) -> bool:
+        """Send what has changed, all of it; False where the whole is to be sent instead."""
+        if sum(change.nbytes for _, _, change in news) > self.listener.room(peer):
+            return False
+        for version, bucket, change in news:
+            if not self.listener.send(peer, p.Change(version=version, bucket=bucket), change):
+                return False  # the whole replaces what a part of the changes has made
+        self.listener.send(peer, p.Weights(version=shard.version, bucket=-1))
+        return True
+
+    def _send_state(self, peer: bytes, shard: Shard, first: int) -> None:
+        """All pieces from the `first` on, or as many as its queue takes."""
+        pieces: list[tuple[p.State, Tensor | None]] = []
         for key, value in shard.optimizer_state().items():
             if isinstance(value, float):
-                self.listener.send(peer, p.State(key=key, bucket=-1, number=value))
+                pieces.append((p.State(key=key, bucket=-1, number=value), None))
                 continue
             for bucket in sorted(shard.wanted()):
-                place = shard.portion.places[bucket]
-                part = value[place.start : place.stop]
-                self.listener.send(peer, p.State(key=key, bucket=bucket), part)
-        self.listener.send(peer, p.State(key="", bucket=-1))
+                part = value[slice(*shard.portion.places[bucket])]
+                pieces.append((p.State(key=key, bucket=bucket), part))
+        rest = -1
+        for number, (header, payload) in enumerate(pieces[first:], first):
+            if not self.listener.send(peer, header, payload):
+                rest = number
+                break
+        self.listener.send(peer, p.State(key="", bucket=-1, rest=rest))

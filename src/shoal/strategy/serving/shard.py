@@ -145,7 +145,7 @@ class Shard:
         if not self.portion.elements:  # it owns nothing of a model this small
             return torch.empty(0, dtype=torch.float64)
         parts = [self._weighed(share, delta=commit.delta) for share in commit.shares]
-        if self.coded is not None or self.outer is not None:
+        if self.coded is not None or commit.delta:
             return self._mean_of_any(parts, commit)
         nodes = [Span(share.start, share.stop) for share in commit.shares]
         leaves = commit.leaves
@@ -164,7 +164,7 @@ class Shard:
         torch.add(parts[0], 0, out=self.mean)
         for part in parts[1:]:
             self.mean.add_(part)
-        if self.outer is None or not commit.delta:
+        if not commit.delta:
             self.mean.div_(commit.count)
         return torch.linalg.vector_norm(self.mean).double().view(1)
 
@@ -261,7 +261,7 @@ class Shard:
         flat: dict[str, Tensor | float] = {}
         for part, place in self.parts:
             for key, value in self.optimizer.state.get(part.parameter, {}).items():
-                if isinstance(value, Tensor) and value.numel() == part.stop - part.start > 1:
+                if isinstance(value, Tensor) and value.dim():  # of a slice, which has one
                     buffer = flat.setdefault(key, torch.zeros_like(self.weights))
                     assert isinstance(buffer, Tensor)
                     buffer[place : place + value.numel()] = value.flatten()

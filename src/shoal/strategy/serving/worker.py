@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -86,7 +87,7 @@ class ServedWorker:
         self._plan: p.Plan | None = None
         self._leaf: _Leaf | None = None
         self._lost = False
-        self._connect()
+        self._rejoin()
 
     # The three calls
 
@@ -117,20 +118,8 @@ class ServedWorker:
         collate = collate or torch.utils.data.default_collate
         self._lost = False
         self._begin()
-        while True:
-            try:
-                todo = self._link.wait()
-                if isinstance(todo, p.Over):
-                    self._end(todo)
-                    return
-                if isinstance(todo, p.Measure):
-                    self._measure(todo)
-                    continue
-                self._take(todo)
-            except Lost:
-                self._rejoin()
-                continue
-            for leaf in self._leaves_of(todo):
+        while (go := self._next()) is not None:
+            for leaf in self._leaves_of(go):
                 with self.ledger.spend("data"):
                     chosen = order.indices(leaf.first, leaf.stop).tolist()
                     batch = to_device(collate(fetch(samples, chosen)), self._device)
@@ -139,6 +128,24 @@ class ServedWorker:
                 if self._lost:
                     self._rejoin()
                     break
+
+    def _next(self) -> p.Go | None:
+        """The next lease, with the parameters to begin it from; None once the run is over."""
+        while True:
+            try:
+                todo = self._link.wait()
+                if isinstance(todo, p.Go):
+                    self._take(todo)
+                    return todo
+                if isinstance(todo, p.Over):
+                    self._end(todo)
+                    return None
+                self._measure(todo)
+            except Lost as lost:
+                if lost.over is not None:
+                    self._end(lost.over)
+                    return None
+                self._rejoin()
 
     def backward(self, total: Tensor, count: int) -> None:
         """Add a leaf: the sum of its loss over its targets, and how many targets that is.
@@ -174,7 +181,12 @@ class ServedWorker:
     def leave(self) -> None:
         """Say goodbye: what this worker holds is lent to others at once."""
         if not self.finished:
-            self._link.tell(p.Leave(worker=self._link.worker, epoch=self._link.epoch))
+            with suppress(Lost):
+                self._link.tell(p.Leave(worker=self._link.worker, epoch=self._link.epoch))
+
+    def beat(self) -> None:
+        """A sign of life, for whatever takes long between two leaves."""
+        self._link.beat()
 
     def ask_to_stop(self, reason: str = "interrupted") -> None:
         """Let the whole run stop, after what is being applied."""
@@ -208,6 +220,9 @@ class ServedWorker:
         self.position = welcome.position
         if not hasattr(self, "replica"):
             self._lay_out(len(welcome.servers))
+        elif welcome.initialise and max(self.replica.have) > 0:
+            raise ShoalError("the servers have begun anew without a checkpoint, and what was "
+                             "trained is lost; start the run again")  # fmt: skip
         self.replica.forget()
         self._leaf = None
         self._lost = False
@@ -215,12 +230,17 @@ class ServedWorker:
             self.replica.bring(self._link, self.model, self._described)
 
     def _rejoin(self) -> None:
-        self._connect()
-        self._begin()
+        """Become a member again; servers that come and go meanwhile are waited for."""
+        while True:
+            with suppress(Lost):
+                self._connect()
+                if self._plan is not None:
+                    self._begin()
+                return
 
     def _begin(self) -> None:
         assert self._plan is not None
-        link = self._link
+        link, self._starting = self._link, True
         link.tell(p.Begin(worker=link.worker, epoch=link.epoch, plan=self._plan))
 
     def _lay_out(self, servers: int) -> None:
@@ -236,6 +256,9 @@ class ServedWorker:
     # A lease
 
     def _take(self, go: p.Go) -> None:
+        if self._starting:  # until now the servers were making ready
+            self._restart_clock()
+            self._starting = False
         self._go, self._began = go, time.perf_counter()
         self._pull()
         if go.local_batch and self._base is not None:
@@ -329,12 +352,14 @@ class ServedWorker:
             finite = bool(contribution.isfinite().all())
             for bucket in range(len(self.replica.layout.buckets)) if finite else ():
                 self.replica.push(self._link, lease.number, bucket, contribution)
-        link, page = self._link, self.ledger.reset()
+        link, spent = self._link, {str(what): each for what, each in self.ledger.seconds.items()}
+        spent["computing"] = time.perf_counter() - self._restarted - sum(spent.values())
+        page = self._restart_clock()
         link.tell(p.Done(
             worker=link.worker, epoch=link.epoch, lease=lease.number,
             total=total if finite else math.nan, count=self._count,
             options=options_of(self.optimizer), seconds=time.perf_counter() - self._began,
-            spent={str(what): each for what, each in page.seconds.items()},
+            spent=spent,
             sent=sum(page.sent.values()), received=sum(page.received.values()),
         ))  # fmt: skip
         link.flush()
@@ -345,16 +370,25 @@ class ServedWorker:
         self.steps = order.version
         link.tell(p.Pulled(worker=link.worker, epoch=link.epoch))
         metrics = self.evaluator() if self.evaluator else {}
-        self.ledger.reset()
+        self._restart_clock()
         link.tell(p.Measured(worker=link.worker, epoch=link.epoch, version=order.version,
                              metrics=metrics))  # fmt: skip
 
+    def _restart_clock(self) -> Ledger:
+        """Let the next contribution's times and bytes begin here; what was counted before."""
+        self._restarted = time.perf_counter()
+        return self.ledger.reset()
+
     def _end(self, over: p.Over) -> None:
-        if over.reason and not over.finished:
-            if over.failed:
-                raise ShoalError(over.reason)
+        if over.failed:
+            raise ShoalError(over.reason)
+        if not over.finished:
             return
-        self._pull()
+        try:
+            self._pull()
+        except Lost:
+            raise ShoalError("the run is over, but its servers ended before this worker had the "
+                             "last parameters") from None  # fmt: skip
         self.finished = True
         self._link.tell(p.Leave(worker=self._link.worker, epoch=self._link.epoch))
 
