@@ -82,6 +82,7 @@ def serving(
             yield run
         finally:
             end(run.children)
+            run.keep()
 
 
 def end(children: Sequence[int]) -> None:
@@ -138,6 +139,8 @@ class Crew:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
         self.running: list[int] = []
+        self.kept: dict[int, Any] = {}
+        """What each returned, once this has ended."""
 
     def start(self, function: Callable[[], Any]) -> int:
         """A process that computes `function`; its id."""
@@ -185,6 +188,8 @@ class Crew:
 
     def __exit__(self, *_: object) -> None:
         end(self.running)
+        self.kept = {int(path.name): json.loads(path.read_text())
+                     for path in Path(self._folder.name).glob("[0-9]*")}  # fmt: skip
         self._folder.cleanup()
 
 
@@ -220,6 +225,11 @@ class Run:
     def address(self) -> str:
         """Of the first server."""
         return _wait_for(self.folder / "0.address")
+
+    @property
+    def addresses(self) -> list[str]:
+        """Of all servers."""
+        return [_wait_for(self.folder / f"{n}.address") for n in range(len(self.children))]
 
     def wait(self, timeout: float = 30) -> None:
         """Wait until the servers have ended by themselves; one that failed is an error."""
@@ -267,11 +277,22 @@ class Run:
         self.wait()
         (found,) = self.lines("end")
         assert found["over"] and found["failure"] is None, self.text()[-2000:]
+        self.keep()
         ranges = sorted(self.committed)
         assert ranges[0][0] == 0
         assert all(a[1] == b[0] for a, b in itertools.pairwise(ranges))
         assert found["counts"]["applied"] == len(ranges)
-        return found["counts"]
+        return self.counts
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What became of the contributions, once the run has ended."""
+        return self.lines("end")[0]["counts"]
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Messages that the first server refused, by reason."""
+        return self.lines("refused")[0]
 
     @property
     def committed(self) -> list[tuple[int, int]]:
@@ -313,7 +334,7 @@ def _serve(
     listener = Listener("tcp://127.0.0.1:0", p.TO_SERVER, ledger, key=None, job=JOB)
 
     def call(address: str) -> Caller:
-        return Caller(address, p.TO_WORKER, ledger, key=None, job=JOB, role="server")
+        return Caller(address, p.TO_WORKER, ledger, key=None, job=JOB, role="server", timeout=4)
 
     def build(model: p.Model, servers: int, index: int) -> Shard:
         return Shard(model, strategy, servers=servers, index=index)
@@ -323,6 +344,8 @@ def _serve(
     def note(kind: str, value: Any) -> None:
         print(json.dumps({kind: value}), file=log)
 
+    (folder / f".{index}").write_text(listener.address)
+    os.replace(folder / f".{index}", folder / f"{index}.address")
     if index:
         server = Server(listener, ledger, index=index, servers=servers, call=call,
                         store=Nowhere(), journal=None, build=build)  # fmt: skip
@@ -353,8 +376,6 @@ def _serve(
         make=make, about={}, strategy=strategy.name, on_commit=committed,
         on_event=lambda worker, text: note("event", [worker, text]),
     )  # fmt: skip
-    (folder / ".address").write_text(listener.address)
-    os.replace(folder / ".address", folder / "0.address")
     server.serve()
     pool = server.coordinator.pool
     note("refused", dict(listener.refused))

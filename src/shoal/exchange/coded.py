@@ -112,7 +112,7 @@ class CodedMean:
         self.owner = Coder(
             self.units,
             self._result_codecs,
-            torch.zeros_like(empty),
+            torch.zeros(layout.elements, device=device),  # untouched where others own
             [1.0 if share else 0.0 for share in shares],
         )
         """As an owner: of my units. A result's loss is owed in full, whatever a codec forgets."""

@@ -76,11 +76,15 @@ def enter(
     weights: Tensor,
     wire: Wire,
     ledger: Ledger,
+    spare: Sequence[Tensor] = (),
 ) -> Stage:
-    """Set a phase up. `named` are the trainable parameters, `weights` their flat buffer."""
+    """Set a phase up. `named` are the trainable parameters, `weights` their flat buffer.
+
+    `spare` are the gradient buffers of the phase before.
+    """
     parameters = [parameter for _, parameter in reversed(named)]
     if isinstance(strategy.payload, Delta):
-        solo = SoloWire(weights.device)
+        solo = SoloWire(weights.device, spare)
         exchange = Exchange(lay_out(named, 1), parameters, solo, ledger, "everyone")
         layout = lay_out(named, wire.size)
         rounds = Rounds(strategy.payload, strategy.update, strategy.codec, layout, weights, wire)

@@ -76,7 +76,9 @@ class Rounds:
         )
         self.replica = wire.allocate(layout.elements, local.dtype)
         self.replica.copy_(local)
-        self.momentum = torch.zeros_like(local) if delta.outer.momentum else local.new_empty(0)
+        # zeros_like would touch all of it, where an owner needs its own part.
+        touched = len(local) if delta.outer.momentum else 0
+        self.momentum = torch.zeros(touched, dtype=local.dtype, device=local.device)
         self.steps = 0
         """Local steps since the phase began."""
         self.round_start, self.length = 0, delta.inner_steps

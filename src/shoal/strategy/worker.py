@@ -110,10 +110,12 @@ class Worker:
         """Begin a phase of the strategy. Weights and optimizer go on as they are."""
         if phase == self.phase:
             return
+        spare = []
         if self.phase >= 0:
             self._stage.exchange.leaves.close()
+            spare = self._stage.exchange.leaves.slots
         self._stage: Stage = enter(
-            self._phases[phase], self._named, self._weights, self.wire, self.ledger
+            self._phases[phase], self._named, self._weights, self.wire, self.ledger, spare
         )
         self.phase = phase
         if self.rounds is None:

@@ -31,11 +31,15 @@ class SoloWire:
 
     rank, size, window = 0, 1, 0
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, spare: Sequence[Tensor] = ()) -> None:
+        """`spare` are buffers of another wire that are used no more: they are handed out first."""
+        self._device, self._spare = device, list(spare)
 
     def allocate(self, elements: int, dtype: torch.dtype) -> Tensor:
         """See `Wire.allocate`."""
+        for number, buffer in enumerate(self._spare):
+            if len(buffer) == elements and buffer.dtype == dtype:
+                return self._spare.pop(number).zero_()
         return torch.zeros(elements, dtype=dtype, device=self._device)
 
     def gather(self, row: Tensor) -> _Done[list[Tensor]]:

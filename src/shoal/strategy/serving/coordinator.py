@@ -272,6 +272,8 @@ class Coordinator:
             self._refuse(one)
         elif len(one.here) == self.owners:
             assert self.pool is not None
+            if (member := self.members.get(one.worker)) is not None:
+                member.bad = False
             if not self.pool.arrive(one.lease.number, str(one.worker)):
                 del self._open[one.lease.number]
                 self.outside.order(Drop(leases=[one.lease.number]))
@@ -283,7 +285,7 @@ class Coordinator:
         del self._open[number]
         self.outside.order(Drop(leases=[number]))
         if (member := self.members.get(one.worker)) is not None:
-            member.benched = self.pool.version
+            member.bad = True
         self.outside.event(one.worker, f"its part of step {lease.step + 1} was not finite: refused")
         if times >= HOPELESS:
             self.stop(
@@ -404,10 +406,10 @@ class Coordinator:
             self.outside.tell(member.peer, go)
 
     def _on_bench(self, member: Membership) -> bool:
-        """Whether others go first: they will do better with its bad part, or be bad at it too."""
+        """Whether others go first: they do better with what was refused, or are bad at it too."""
         assert self.pool is not None
-        now = self.pool.version
-        return member.benched == now and any(m.began and m.benched != now for m in self.members)
+        others = any(each.began and not each.bad for each in self.members)
+        return member.bad and others and self.pool.lends_refused
 
     def _is_incomplete(self, worker: int) -> bool:
         """Whether its last contribution is still on its way to a server: a worker alone is then

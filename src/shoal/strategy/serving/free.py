@@ -88,6 +88,11 @@ class Free:
         """Whether something below the frontier is free."""
         return bool(self._pieces)
 
+    @property
+    def refused(self) -> bool:
+        """Whether a contribution for something below the frontier was refused."""
+        return any(piece.refusals for piece in self._pieces)
+
     def open(self, frontier: int) -> None:
         """Let all below a new frontier be taken: one whole step, or any run of leaves if long."""
         insort(self._pieces, Piece(True, self.frontier, frontier))

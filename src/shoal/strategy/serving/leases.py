@@ -188,6 +188,11 @@ class Pool:
         """Whether all samples are committed."""
         return self.position == self.cut.end
 
+    @property
+    def lends_refused(self) -> bool:
+        """Whether something is free of which a contribution was refused."""
+        return self._free.refused
+
     def lease(self, worker: str, share: float) -> Lease | None:
         """Lend the largest free node with at most round(share * leaves) leaves, and at least one.
 

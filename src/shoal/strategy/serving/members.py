@@ -21,8 +21,8 @@ class Membership:
     """Whether it has told its plan, and computes."""
     since: float = 0.0
     """When it was given what it is computing."""
-    benched: int = -1
-    """The version at which a contribution of it was bad: others go first until the next one."""
+    bad: bool = False
+    """Whether its last contribution was refused."""
     told: bool = False
     """Whether it has been named as the one that others wait for."""
 

@@ -86,9 +86,7 @@ class Shard:
 
     # Contributions
 
-    def take(
-        self, peer: bytes, lease: int, bucket: int, payload: memoryview | None
-    ) -> bool | None:
+    def take(self, peer: bytes, lease: int, bucket: int, payload: memoryview | None) -> bool | None:
         """Copy a bucket in; whether all of it is finite once it is whole, None before.
 
         Raises Malformed for a bucket that does not exist, came already or has another length, and
