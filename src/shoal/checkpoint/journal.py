@@ -81,13 +81,21 @@ class Log:
             self._means.close()
         self._means, self.bytes = None, 0
 
+    def close(self) -> None:
+        """Nothing more will come."""
+        self.turn()
+        if self._decisions is not None:
+            self._decisions.close()
+        self._decisions = None
+
     def forget(self, version: int) -> None:
         """A checkpoint of this version is there: what came before is of no use. First server's."""
         for path in self._folder.glob("means-*.bin"):
             if _first_of(path) <= version:
                 path.unlink()
         found = self.decisions()
-        self._rewrite([*_up_to(found, version)[-_KEPT:], *_after(found, version)])
+        done = [told | {"saved": True} for told in _up_to(found, version)[-_KEPT:]]
+        self._rewrite([*done, *_after(found, version)])
 
     def follow(self, version: int) -> list[dict[str, Any]]:
         """The decisions that follow on a checkpoint of this version; others are cleared away.
@@ -96,7 +104,7 @@ class Log:
         """
         found = self.decisions()
         after = _after(found, version)
-        if after and int(after[0]["number"]) != version + 1:
+        if after and ("saved" in after[0] or int(after[0]["number"]) != version + 1):
             after = []
         self._rewrite([*_up_to(found, version), *after])  # without a last line that is cut
         for path in self._folder.glob("means-*.bin") if not after else ():
@@ -118,9 +126,7 @@ class Log:
         path = self._folder / DECISIONS
         if not path.exists():
             return
-        if self._decisions is not None:
-            self._decisions.close()
-            self._decisions = None
+        self.close()
         partial = path.with_suffix(".partial")
         with suppress(OSError):  # a full disk: what is of no use stays for another while
             partial.write_text("".join(json.dumps(told) + "\n" for told in decisions))

@@ -78,18 +78,7 @@ class Exchange:
             filled=self._scatter,
         )
         self._sum = BlockSum(parameters[0].dtype, parameters[0].device)
-        block = layout.block
-        self._blocks = [
-            np.array(
-                [
-                    b
-                    for start, stop in layout.owned(worker)
-                    for b in range(start // block, stop // block)
-                ],
-                dtype=np.int64,
-            )
-            for worker in range(wire.size)
-        ]
+        self._blocks = layout.blocks()
         self._norms = parameters[0].detach().new_empty(len(self._blocks[wire.rank]))
         self.begin(0)
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -50,6 +51,21 @@ class Layout:
     def owned(self, worker: int) -> list[Range]:
         """All that a worker owns, in the order of the flat buffer; empty pieces left out."""
         return [pieces[worker] for pieces in self.pieces if pieces[worker].length]
+
+    def blocks(self) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+        """The numbers of each worker's blocks, in the order in which it measures them."""
+        workers = len(self.pieces[0])
+        return [
+            np.array(
+                [
+                    block
+                    for start, stop in self.owned(worker)
+                    for block in range(start // self.block, stop // self.block)
+                ],
+                dtype=np.int64,
+            )
+            for worker in range(workers)
+        ]
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """One view a parameter, in the parameter's shape."""

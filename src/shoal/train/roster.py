@@ -104,4 +104,4 @@ def _holding(lease: Lease) -> str:
 
 
 def _idle(run: Coordinator, worker: int) -> str:
-    return "the held-out loss" if run.measuring == worker else "nothing: it waits"
+    return "the held-out loss" if run.measuring.worker == worker else "nothing: it waits"

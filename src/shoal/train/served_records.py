@@ -13,6 +13,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from shoal.config import flatten
 from shoal.strategy.serving.outside import Committed
@@ -49,12 +52,14 @@ class ServedRecords:
         folder: Path,
         *,
         resumed_step: int,
+        decided: Sequence[Mapping[str, Any]] = (),
         end: int,
         show: Callable[[Record, bool], None],
         warn: Callable[[str], None],
     ) -> None:
-        """`end` is the run's length in samples. `show` sees every line of the run, and whether it
-        is the last."""
+        """`decided` is what the journal tells: commits whose lines a server's death has cost are
+        written again. `end` is the run's length in samples. `show` sees every line of the run, and
+        whether it is the last."""
         self._config, self._folder, self._resumed_step = config, folder, resumed_step
         self._end = end
         self._show, self._warn = show, warn
@@ -68,6 +73,7 @@ class ServedRecords:
         """Of commits; whether they wait for their held-out metrics."""
         self._newest: Committed | None = None
         self._last = time.perf_counter()
+        self._write_missing(decided)
 
     def done(self, worker: int, done: Done) -> None:
         """A worker has sent all of a contribution."""
@@ -92,25 +98,14 @@ class ServedRecords:
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
         self._newest = what
-        record = Record(
-            step=what.step,
-            position=what.position,
-            tokens=what.count,
-            loss=what.loss,
-            lr=float(what.options.get("lr", 0.0)),
-            grad_norm=what.norm,
+        record = replace(
+            self._line(what, fates),
             tokens_per_second=what.count / seconds,
-            seconds_computing=0.0,
             seconds_exchanging=max(0.0, seconds - waiting),
             seconds_waiting=min(waiting, seconds),
-            seconds_data=0.0,
             bytes_sent=sum(page.sent.values()),
             bytes_received=sum(page.received.values()),
             events=events or None,
-            samples=what.samples,
-            staleness={str(worker): list(each) for worker, each in what.staleness.items()},
-            workers=what.members,
-            fates=self.in_all(fates),
         )
         self._pending.append((record, what.measure))
         ages = {worker: deque(each) for worker, each in what.staleness.items()}
@@ -144,6 +139,40 @@ class ServedRecords:
         self.flush(every=True)
         for recorders in (self._run, *self._own.values()):
             recorders.close()
+
+    def _line(self, what: Committed, fates: Mapping[str, int]) -> Record:
+        """Of a commit, without times and bytes."""
+        return Record(
+            step=what.step,
+            position=what.position,
+            tokens=what.count,
+            loss=what.loss,
+            lr=float(what.options.get("lr", 0.0)),
+            grad_norm=what.norm,
+            tokens_per_second=0.0,
+            seconds_computing=0.0,
+            seconds_exchanging=0.0,
+            seconds_waiting=0.0,
+            seconds_data=0.0,
+            bytes_sent=0,
+            bytes_received=0,
+            samples=what.samples,
+            staleness={str(worker): list(each) for worker, each in what.staleness.items()},
+            workers=what.members,
+            fates=self.in_all(fates),
+        )
+
+    def _write_missing(self, decided: Sequence[Mapping[str, Any]]) -> None:
+        """Lines of commits that were decided, and whose own a server did not live to write."""
+        path = self._folder / RECORDS_FILE
+        lines = read_records(path) if path.exists() else []
+        reached = max((int(line["position"]) for line in lines), default=0)
+        for told in decided:
+            if told.get("record") is None:
+                continue
+            what = msgspec.convert(told["record"], Committed, strict=False, str_keys=True)
+            if what.position > reached:
+                self._run.write(self._line(what, {}))
 
     def _write_own(
         self,

@@ -23,7 +23,7 @@ from shoal.strategy.serving.outside import Committed
 from shoal.strategy.serving.server import Server
 from shoal.strategy.serving.shard import Shard
 from shoal.train.config import RunConfig, strategy_of
-from shoal.train.folder import hold, new_folder, write_manifest
+from shoal.train.folder import hold, new_folder, read_manifest, write_manifest
 from shoal.train.progress import Progress, open_progress
 from shoal.train.records import Record
 from shoal.train.roster import Roster
@@ -182,7 +182,7 @@ class FirstRun:
             journal=self._log,
             build=_builder(config),
             make=self._coordinator,
-            about={},
+            about={"data": read_manifest(folder)["data"]} if resumed else {},
             strategy=config.strategy,
             configuration=p.Configured(text=to_toml(config), folder=str(folder.resolve())),
             resume=resume[:2] if resume else None,
@@ -275,7 +275,8 @@ class FirstRun:
         )  # fmt: skip
         self._records = ServedRecords(
             self.config, self.folder, resumed_step=self._resumed_step, end=plan.end,
-            show=self._show, warn=lambda text: self._event(-1, text),
+            decided=self._log.decisions() if self._log else (), show=self._show,
+            warn=lambda text: self._event(-1, text),
         )  # fmt: skip
         self._stack.callback(self._records.close)
         self._look()

@@ -128,3 +128,8 @@ class Committing:
         for one, stale in zip(self.contributions, self.commit.staleness, strict=True):
             found.setdefault(one.worker, []).append(stale)
         return found
+
+
+def crossed(every: int, before: int, after: int) -> bool:
+    """Whether a step that is a multiple of `every` (0: none is) lies behind `before`."""
+    return bool(every) and before // every < after // every

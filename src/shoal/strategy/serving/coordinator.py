@@ -13,13 +13,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from shoal.strategy.parts import Delta, Strategy
+from shoal.strategy.parts import Strategy
 from shoal.strategy.phases import modes_of, phases_of
-from shoal.strategy.serving.commit import Array, Committing, Contribution
-from shoal.strategy.serving.leases import Commit, Lease, Pool
+from shoal.strategy.serving.commit import Array, Committing, Contribution, crossed
+from shoal.strategy.serving.leases import Commit, Pool
+from shoal.strategy.serving.lending import lend
+from shoal.strategy.serving.measuring import Measuring
 from shoal.strategy.serving.members import Members, Membership
 from shoal.strategy.serving.outside import Committed, Outside
 from shoal.strategy.serving.pace import Pace
@@ -34,13 +36,6 @@ from shoal.strategy.serving.protocol import (
 
 HOPELESS = 3
 """Refusals of one and the same part after which the samples are at fault, and the run ends."""
-
-
-@dataclass
-class _Measuring:
-    version: int
-    worker: int | None = None
-    pulled: bool = False
 
 
 class Coordinator:
@@ -74,8 +69,7 @@ class Coordinator:
         """Whether the servers have weights."""
         self.blocks: list[Array] | None = None
         """By server, the numbers of its blocks, where norms are summed by block."""
-        self.measured: list[tuple[int, dict[str, float]]] = []
-        """Steps and their held-out metrics, for the server to take; none where it was lost."""
+        self.measuring = Measuring()
         self.save_soon = False
         """Ask for a checkpoint after the next commit."""
         self.counts: Counter[str] = Counter()
@@ -87,7 +81,6 @@ class Coordinator:
         self._waiting: dict[int, float] = {}
         self._open: dict[int, Contribution] = {}
         self._commit: Committing | None = None
-        self._measuring: _Measuring | None = None
         self._saving = False
         self._stopping = False
         self._ended = False
@@ -106,11 +99,6 @@ class Coordinator:
             if one.done is None:
                 found.setdefault(one.worker, one)
         return found
-
-    @property
-    def measuring(self) -> int | None:
-        """The worker that measures."""
-        return self._measuring.worker if self._measuring else None
 
     @property
     def someone_waits(self) -> bool:
@@ -192,15 +180,8 @@ class Coordinator:
             self.outside.order(Drop(leases=[lease.number for lease in returned]))
         for lease in returned:
             del self._open[lease.number]
-        if self._measuring and self._measuring.worker == member.worker:
-            lost, step_measured = (
-                self._measuring.pulled and not self._at_end,
-                self._measuring.version,
-            )
-            self._measuring = None if lost else _Measuring(self._measuring.version)
-            if lost:
-                self.measured.append((step_measured, {}))
-                self.outside.event(member.worker, "it left while it measured: no figure this time")
+        if self.measuring.lose(member.worker, at_end=self._at_end):
+            self.outside.event(member.worker, "it left while it measured: no figure this time")
         if why is not None:
             held = sum(lease.samples for lease in returned)
             what = f"; {held} samples that it held go to others" if held else ""
@@ -209,15 +190,12 @@ class Coordinator:
 
     def pulled(self, member: Membership) -> None:
         """The worker that measures has the parameters."""
-        if self._measuring and self._measuring.worker == member.worker:
-            self._measuring.pulled = True
-            self.advance()
+        self.measuring.pulled(member.worker)
+        self.advance()
 
     def measure(self, member: Membership, metrics: dict[str, float]) -> None:
         """What it measured; it wants work again."""
-        if self._measuring and self._measuring.worker == member.worker:
-            self.measured.append((self._measuring.version, metrics))
-            self._measuring = None
+        self.measuring.hear(member.worker, metrics)
         self._waiting[member.worker] = self.now
         self.advance()
 
@@ -249,13 +227,12 @@ class Coordinator:
         if self.pool is None or not self.ready or self._ended:
             return
         idle = self._commit is None and not self._saving
-        held = self._measuring is not None and not self._measuring.pulled
         if idle and self._stopping:
             self._finish()
             return
-        if idle and not held and (commit := self.pool.ready()):
+        if idle and not self.measuring.holds and (commit := self.pool.ready()):
             self._begin_commit(commit)
-        if idle and self._commit is None and self._at_end and self._measuring is None:
+        if idle and self._commit is None and self._at_end and not self.measuring.due:
             self._finish()
             return
         if self._commit is None:  # what is lent now is computed from the newest parameters
@@ -334,11 +311,11 @@ class Coordinator:
         self.pool.commit(done.commit)
         self._commit = None
         evaluate, save = self._every
-        measure = self._evaluates and (self.pool.over or _crossed(evaluate, before, self.step))
+        measure = self._evaluates and (self.pool.over or crossed(evaluate, before, self.step))
         self.outside.committed(replace(self._describe(done), measure=measure))
         if measure:
-            self._measuring = _Measuring(self.step)
-        if not self.pool.over and (self.save_soon or _crossed(save, before, self.step)):
+            self.measuring.ask(self.step)
+        if not self.pool.over and (self.save_soon or crossed(save, before, self.step)):
             self._saving, self.save_soon = True, False
             self.outside.save(self.step)
 
@@ -389,14 +366,16 @@ class Coordinator:
         for worker in list(self._waiting):
             member = self.members.get(worker)
             assert member is not None
-            if self._measuring and self._measuring.worker is None and self._commit is None:
-                self._measuring.worker = worker
+            if (step := self.measuring.wanted) is not None:
+                self.measuring.worker = worker
                 del self._waiting[worker]
-                self.outside.tell(member.peer, Measure(version=self._measuring.version))
+                self.outside.tell(member.peer, Measure(version=step))
                 continue
             if self._on_bench(member) or self._is_incomplete(worker):
                 continue
-            lease, local_batch = self._lease(str(worker))
+            lease, local_batch = lend(
+                self.pool, self.pace, self.strategy.payload, str(worker), len(self.members)
+            )
             if lease is None:
                 return
             del self._waiting[worker]
@@ -419,18 +398,3 @@ class Coordinator:
             one.worker == worker and one.done and self.pool.holder(number) is not None
             for number, one in self._open.items()
         )
-
-    def _lease(self, worker: str) -> tuple[Lease | None, int]:
-        assert self.pool is not None
-        if not self.pool.mode.long:
-            return self.pool.lease(worker, self.pace.share(worker)), 0
-        cut = self.pool.cut
-        leaves = max(1, cut.global_batch // cut.micro_batch // max(1, len(self.members)))
-        local_batch = leaves * cut.micro_batch
-        assert isinstance(self.strategy.payload, Delta)
-        steps = self.pace.inner_steps(worker, self.strategy.payload.inner_steps)
-        return self.pool.lease_long(worker, steps * local_batch), local_batch
-
-
-def _crossed(every: int, before: int, after: int) -> bool:
-    return bool(every) and before // every < after // every

@@ -14,16 +14,17 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 from torch import Tensor
 
 from shoal.errors import ShoalError
 from shoal.strategy.serving import admission
 from shoal.strategy.serving import protocol as p
+from shoal.strategy.serving.constants import Constants
 from shoal.strategy.serving.coordinator import Coordinator
 from shoal.strategy.serving.link import BEAT
 from shoal.strategy.serving.members import Membership
 from shoal.strategy.serving.outside import Committed
+from shoal.strategy.serving.saved import manifest_of
 from shoal.strategy.serving.server import LOOK, Journal, Server, Store, read_model
 from shoal.strategy.serving.shard import Shard
 from shoal.strategy.serving.watch import Watch
@@ -81,7 +82,7 @@ class FirstServer(Server):
         self._early: list[tuple[bytes, p.Hello, memoryview]] = []
         """Workers that came before all servers were here."""
         self._initialiser: Membership | None = None
-        self._constants: list[Tensor] = []
+        self._constants = Constants([])
         self._files: list[dict[str, Any]] = []
         self._saved: dict[int, p.Saved] = {}
         self._folder, self._step = "", 0
@@ -214,8 +215,8 @@ class FirstServer(Server):
                 raise
             except ShoalError as error:
                 self.coordinator.fail(str(error))
-        while self.coordinator.measured:
-            self._on_measured(*self.coordinator.measured.pop(0))
+        while self.coordinator.measuring.done:
+            self._on_measured(*self.coordinator.measuring.done.pop(0))
 
     def handle(self, got: Received) -> None:
         """One message of a worker or of another server. Raises Malformed."""
@@ -266,7 +267,7 @@ class FirstServer(Server):
             case p.Stop():
                 run.stop(f"worker {member.worker}: {header.reason}")
             case p.Fixed():
-                self._keep(header, got.payload)
+                self._constants.keep(header, got.payload)
             case p.Beat():
                 pass
             case p.Initial() if member is not self._initialiser:
@@ -342,7 +343,7 @@ class FirstServer(Server):
     def _open_run(self, model: p.Model, raw: bytes, about: Mapping[str, str]) -> None:
         self._model, self._raw_model = model, raw
         self._about = {**about, **self._about}
-        self._constants = [torch.zeros(each.bytes, dtype=torch.uint8) for each in model.constants]
+        self._constants = Constants(model.constants)
         self.coordinator.clip = model.clip
         serve = p.Serve(servers=self.servers, resume=self._resume[0] if self._resume else None)
         for other in self._others.values():
@@ -353,12 +354,7 @@ class FirstServer(Server):
         first = self.coordinator.plan is None
         assert self.shard is not None
         if first and self.shard.coded is None:
-            layout = self.shard.layout
-            self.coordinator.blocks = [
-                np.array([b for start, stop in layout.owned(server)
-                          for b in range(start // layout.block, stop // layout.block)], np.int64)
-                for server in range(self.servers)
-            ]  # fmt: skip
+            self.coordinator.blocks = self.shard.layout.blocks()
         self.coordinator.owners = len(self.shard.owners)
         reason = admission.impossible(plan)
         try:
@@ -382,29 +378,11 @@ class FirstServer(Server):
         if self.journal is not None and self._resume is None and run.ready and run.plan:
             run.save_first()
 
-    def _keep(self, header: p.Fixed, payload: memoryview | None) -> None:
-        if not 0 <= header.number < len(self._constants) or payload is None:
-            raise Malformed("a constant that does not exist")
-        whole = self._constants[header.number]
-        if not 0 <= header.start <= len(whole) - payload.nbytes:
-            raise Malformed("a constant's bytes outside of it")
-        whole[header.start : header.start + payload.nbytes] = torch.frombuffer(
-            payload, dtype=torch.uint8
-        )
-
     # Saving
 
     def constants(self) -> Mapping[str, Tensor]:
         """What does not train, by name."""
-        assert self._model is not None
-        return {
-            each.name: raw.view(getattr(torch, each.dtype)).view(each.shape)
-            for each, raw in zip(self._model.constants, self._constants, strict=True)
-        }
-
-    def _arrivals(self) -> int:
-        outer = self.shard.outer if self.shard is not None else None
-        return 0 if outer is None else outer.arrivals
+        return self._constants.named()
 
     def _commit_save(self) -> None:
         problems = [f"server {i}: {s.problem}" for i, s in self._saved.items() if s.problem]
@@ -413,16 +391,7 @@ class FirstServer(Server):
         try:
             if problems:
                 raise ShoalError("; ".join(problems))
-            told = {
-                "position": pool.position,
-                "steps": self.coordinator.step,
-                "shapes": {
-                    f"model/{name}": shape
-                    for name, shape in zip(self._model.names, self._model.shapes, strict=True)
-                },
-                "pool": {"committed": pool.committed_ranges(), "version": pool.version,
-                         "order_hash": pool.order_hash, "arrivals": self._arrivals()},
-            }  # fmt: skip
+            told = manifest_of(pool, self._model, self.coordinator.step, self.shard)
             files = [file for saved in self._saved.values() for file in saved.files]
             self.store.commit(self._folder, self._step, files, told)
         except ShoalError as error:

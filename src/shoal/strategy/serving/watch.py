@@ -35,7 +35,7 @@ class Watch:
             samples = one.lease.samples if one else 1
             default = UNKNOWN_PATIENCE if one else run.pace.floor
             limit = run.pace.deadline(str(member.worker), samples, default)
-            if run.measuring == member.worker:
+            if run.measuring.worker == member.worker:
                 limit = max(limit, UNKNOWN_PATIENCE)
             silent = run.now - member.heard
             if member.began and silent > limit:

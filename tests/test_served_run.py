@@ -1,0 +1,431 @@
+"""`shoal train` with servers: what is killed comes back to the bit, and every end is a sentence."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commands import launched, losses, prepare, the_run
+
+from shoal.checkpoint import Checkpoints
+
+STEPS = 40
+WORDS = ("--set", f"budget.steps={STEPS}", "--set", "evaluation.every=10",
+         "--set", "checkpoint.save_every=15")  # fmt: skip
+SYNC = ("--strategy", "sync_ps", "--servers", "2", "--workers", "2")
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory) -> Path:
+    return prepare(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture
+def shoal(ground) -> Iterator:
+    """Starts a command; all of its processes end with the test."""
+    started: list[subprocess.Popen[str]] = []
+    before = set((ground / "runs").iterdir()) if (ground / "runs").exists() else set()
+
+    def start(*words: str, at: Path = ground) -> subprocess.Popen[str]:
+        started.append(launched(*words, at=at))
+        return started[-1]
+
+    yield start
+    for process in started:
+        for child in children(process.pid):
+            os.kill(child, signal.SIGKILL)
+        process.kill()
+        process.communicate()
+    for run in set((ground / "runs").iterdir()) - before if (ground / "runs").exists() else ():
+        shutil.rmtree(run)
+
+
+def children(parent: int, *words: str) -> list[int]:
+    """Processes that a launcher has started whose command has these words in it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if not entry.name.isdigit():
+                continue
+            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) != parent:
+                continue
+            command = (entry / "cmdline").read_bytes().decode().split("\0")
+            if all(word in command for word in words):
+                found.append(int(entry.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return sorted(found)
+
+
+def server(launcher: subprocess.Popen[str], index: int) -> int:
+    """The process of a server."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        for pid in children(launcher.pid, "serve"):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+            if command[command.index("--shard") + 1] == str(index):
+                return pid
+        time.sleep(0.02)
+    raise AssertionError(f"there is no server {index}")
+
+
+def end(process: subprocess.Popen[str], timeout: float = 60) -> str:
+    text, _ = process.communicate(timeout=timeout)
+    return text
+
+
+def reach(ground: Path, step: int, process: subprocess.Popen[str], timeout: float = 60) -> None:
+    """Wait until a step is on record."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline and process.poll() is None:
+        found = list(ground.glob("runs/*/records.jsonl"))
+        if found and len(found[0].read_text().splitlines()) >= step:
+            return
+        time.sleep(0.005)
+    assert process.poll() is None, f"it ended before step {step}: {process.communicate()[0]}"
+    pytest.fail(f"step {step} was not reached")
+
+
+def state(run: Path) -> dict[str, bytes]:
+    """Parameters and what the optimizer keeps of them, in the newest checkpoint."""
+    checkpoint, rejected = Checkpoints(run / "checkpoints", 1).newest()
+    assert checkpoint is not None and not rejected
+    names = [name for name in checkpoint.names() if name.startswith(("model/", "optimizer/"))]
+    return {name: checkpoint.read(name).numpy().tobytes() for name in names}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The weights, optimizer and losses of ddp with one worker, which nothing happens to."""
+    folder = prepare(tmp_path_factory.mktemp("whole"))
+    text = end(launched("train", "tiny.toml", *WORDS, at=folder))
+    assert "weights SHA-256" in text, text
+    return state(the_run(folder)), losses(the_run(folder))
+
+
+# --- servers die
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [
+        [(0, 7)],
+        [(1, 18)],
+        pytest.param([(0, 2), (1, 12), (0, 30)], marks=pytest.mark.slow),
+        pytest.param([(1, 1), (1, 16), (0, 31), (0, 39)], marks=pytest.mark.slow),
+    ],
+)
+def test_servers_that_are_killed_come_back_and_nothing_is_lost(ground, shoal, whole, kills):
+    process = shoal("train", "tiny.toml", *WORDS, *SYNC)
+    began = time.monotonic()
+    for index, step in kills:
+        reach(ground, step, process)
+        os.kill(server(process, index), signal.SIGKILL)
+    text = end(process)
+    assert process.returncode == 0, text
+    assert time.monotonic() - began < 60
+    assert text.count("was killed by SIGKILL; the servers start again") == len(kills), text
+    assert losses(the_run(ground)) == whole[1]
+    assert state(the_run(ground)) == whole[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(6))
+def test_servers_killed_at_random_moments_lose_nothing(ground, shoal, whole, seed):
+    import random
+
+    chance = random.Random(seed)
+    process = shoal("train", "tiny.toml", *WORDS, *SYNC)
+    reach(ground, 1, process)
+    kills = 0
+    for _ in range(4):
+        time.sleep(chance.uniform(0.0, 0.4))
+        pids = children(process.pid, "serve")
+        if process.poll() is None and pids:
+            os.kill(chance.choice(pids), signal.SIGKILL)
+            kills += 1
+        time.sleep(chance.uniform(1.0, 5.0))
+    text = end(process)
+    assert process.returncode == 0, text
+    assert losses(the_run(ground)) == whole[1]
+    assert state(the_run(ground)) == whole[0]
+
+
+@pytest.mark.slow
+def test_servers_that_are_killed_too_often_are_given_up_and_the_run_can_go_on(
+    ground, shoal, whole
+):
+    process = shoal("train", "tiny.toml", *WORDS, *SYNC)
+    reach(ground, 3, process)
+    while process.poll() is None:
+        for pid in children(process.pid, "serve"):
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.3)
+    text = end(process)
+    assert process.returncode == 1
+    assert "5 times in all; go on with: shoal train --resume" in text, text
+    assert not children(process.pid)
+    text = end(shoal("train", "--resume", str(the_run(ground))))
+    assert losses(the_run(ground)) == whole[1], text
+    assert state(the_run(ground)) == whole[0]
+
+
+# --- workers die
+
+
+def test_the_run_goes_on_without_a_worker_that_is_killed(ground, shoal, whole):
+    process = shoal("train", "tiny.toml", *WORDS, *SYNC)
+    reach(ground, 5, process)
+    os.kill(children(process.pid, "--rank", "1")[0], signal.SIGKILL)
+    text = end(process)
+    assert process.returncode == 0, text
+    assert "worker 1 was killed by SIGKILL; the others go on" in text
+    assert losses(the_run(ground)) == whole[1]
+    assert state(the_run(ground)) == whole[0]
+
+
+def test_without_any_worker_left_the_run_says_so_and_can_go_on(ground, shoal, whole):
+    process = shoal("train", "tiny.toml", *WORDS, *SYNC)
+    reach(ground, 5, process)
+    for worker in children(process.pid, "train"):
+        os.kill(worker, signal.SIGKILL)
+    killed = time.monotonic()
+    text = end(process)
+    assert time.monotonic() - killed < 15
+    assert process.returncode == 1
+    assert text.count("shoal: error:") == 1
+    assert "shoal: error: no worker is left; go on with: shoal train --resume" in text
+    text = end(shoal("train", "--resume", str(the_run(ground))))
+    assert losses(the_run(ground)) == whole[1], text
+    assert state(the_run(ground)) == whole[0]
+
+
+# --- it is stopped, and goes on
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_how_to_go_on(ground, shoal, whole, number):
+    process = shoal("train", "tiny.toml", *WORDS, *SYNC)
+    reach(ground, 6, process)
+    process.send_signal(number)
+    text = end(process)
+    assert process.returncode == 130, text
+    assert "error" not in text, text
+    run = the_run(ground)
+    last = losses(run)[-1][0]
+    assert last < STEPS
+    assert f"stopped after step {last}; go on with: shoal train --resume" in text
+    assert (run / "checkpoints" / f"step-{last:08d}" / "manifest.json").exists()
+    text = end(shoal("train", "--resume", str(run), "--workers", "3"))
+    assert losses(run) == whole[1], text
+    assert state(run) == whole[0]
+
+
+@pytest.mark.parametrize("first, then", [("ddp", "sync_ps"), ("sync_ps", "ddp")])
+def test_servers_go_on_with_a_run_of_ddp_and_ddp_with_one_of_servers(
+    ground, shoal, whole, first, then
+):
+    process = shoal("train", "tiny.toml", *WORDS, "--strategy", first, "--workers", "2")
+    reach(ground, 6, process)
+    process.send_signal(signal.SIGINT)
+    assert "go on with" in end(process)
+    text = end(shoal("train", "--resume", str(the_run(ground)), "--strategy", then))
+    assert losses(the_run(ground)) == whole[1], text
+    assert state(the_run(ground)) == whole[0]
+
+
+@pytest.mark.parametrize("strategy", ["async_ps+int8", "async_diloco"])
+def test_free_running_workers_go_on_after_a_stop_and_a_kill(ground, shoal, strategy):
+    words = ("--strategy", strategy, "--servers", "2", "--workers", "2")
+    process = shoal("train", "tiny.toml", *WORDS, *words)
+    reach(ground, 9, process)
+    process.send_signal(signal.SIGINT)
+    text = end(process)
+    assert process.returncode == 130, text
+    process = shoal("train", "--resume", str(the_run(ground)))
+    reach(ground, 11, process)
+    os.kill(server(process, 1), signal.SIGKILL)
+    text = end(process)
+    assert process.returncode == 0, text
+    positions = [json.loads(line)["position"]
+                 for line in (the_run(ground) / "records.jsonl").read_text().splitlines()]  # fmt: skip
+    assert positions == sorted(set(positions))
+    assert positions[-1] == 8 * STEPS
+
+
+def test_a_run_on_other_data_is_not_gone_on_with(ground, shoal, tmp_path):
+    folder = prepare(tmp_path)
+    process = shoal("train", "tiny.toml", *WORDS, *SYNC, at=folder)
+    reach(folder, 4, process)
+    process.send_signal(signal.SIGINT)
+    end(process)
+    (folder / "corpus.txt").write_text((folder / "corpus.txt").read_text()[::-1])
+    process = shoal("train", "--resume", str(the_run(folder)), at=folder)
+    text = end(process)
+    assert process.returncode == 1
+    assert "its data is" in text
+
+
+# --- the disk is full
+
+
+@functools.cache
+def may_mount() -> bool:
+    return os.geteuid() == 0 and shutil.which("mount") is not None
+
+
+def test_a_full_disk_is_one_sentence_and_the_older_checkpoint_is_whole(shoal, whole, tmp_path):
+    if not may_mount():
+        pytest.skip("mounting a small disk needs root")
+    folder = prepare(tmp_path)
+    (folder / "runs").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(folder / "runs")]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this machine permits no mount")
+    try:
+        no_saves = ("--set", "checkpoint.save_every=0", "--set", "records.tensorboard=false")
+        process = shoal("train", "tiny.toml", *WORDS, *SYNC, *no_saves, at=folder)
+        text = end(process)
+        assert process.returncode == 1, text
+        lines = [line for line in text.splitlines() if line.startswith("shoal: error:")]
+        assert len(lines) == 1, text
+        assert "cannot be written: No space left on device" in lines[0]
+        run = the_run(folder)
+        assert state(run)
+        bigger = ["mount", "-o", "remount,size=20m", str(folder / "runs")]
+        subprocess.run(bigger, check=True, capture_output=True)
+        text = end(shoal("train", "--resume", str(run), at=folder))
+        assert losses(run) == whole[1], text
+        assert state(run) == whole[0]
+    finally:
+        subprocess.run(["umount", "-l", str(folder / "runs")], check=True)
+
+
+# --- serve, and join
+
+
+def served_at(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if found := re.search(r"tcp://[0-9.]+:[0-9]+", line):
+            return found.group()
+    raise AssertionError("it does not say where it serves")
+
+
+@pytest.fixture
+def key(ground) -> str:
+    path = ground / "run.key"
+    if not path.exists():
+        subprocess.run([sys.executable, "-m", "shoal", "keys", "new", "run"], cwd=ground,
+                       check=True, capture_output=True)  # fmt: skip
+    return "run.key"
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_workers_join_what_is_served(ground, shoal, whole, key, plain):
+    secret = ("--set", "servers.plain=true") if plain else ("--key", key)
+    serving = shoal("serve", "tiny.toml", *WORDS, "--strategy", "sync_ps", "--servers", "2", *secret)
+    address = served_at(serving)
+    mine = () if plain else ("--key", key)
+    workers = [shoal("train", "--join", address, *mine) for _ in range(2)]
+    texts = [end(worker) for worker in workers]
+    text = end(serving)
+    assert [worker.returncode for worker in workers] == [0, 0], texts
+    assert serving.returncode == 0, text
+    assert losses(the_run(ground)) == whole[1]
+    assert state(the_run(ground)) == whole[0]
+
+
+def test_each_shard_may_be_a_command_of_its_own(ground, shoal, whole, key):
+    what = ("tiny.toml", *WORDS, "--strategy", "sync_ps", "--servers", "2", "--key", key)
+    first = shoal("serve", *what, "--shard", "0")
+    address = served_at(first)
+    second = shoal("serve", *what, "--shard", "1", "--of", address)
+    worker = shoal("train", "--join", address, "--key", key)
+    assert (end(worker), worker.returncode)[1] == 0
+    assert (end(first), first.returncode)[1] == 0
+    assert (end(second), second.returncode)[1] == 0
+    assert state(the_run(ground)) == whole[0]
+
+
+def test_ctrl_c_on_a_worker_that_has_joined_is_its_own_affair(ground, shoal, whole, key):
+    serving = shoal("serve", "tiny.toml", *WORDS, "--strategy", "sync_ps", "--key", key)
+    address = served_at(serving)
+    workers = [shoal("train", "--join", address, "--key", key) for _ in range(2)]
+    reach(ground, 3, serving)
+    for line in serving.stdout:
+        if "worker 1 joined" in line:
+            break
+    workers[1].send_signal(signal.SIGINT)
+    assert (end(workers[1]), workers[1].returncode) == ("", 130)
+    assert (end(workers[0]), workers[0].returncode)[1] == 0
+    text = end(serving)
+    assert serving.returncode == 0, text
+    assert state(the_run(ground)) == whole[0]
+
+
+@pytest.mark.parametrize(
+    "words, reason",
+    [
+        (("train", "--join", "{address}", "--key", "other.key"), "refuses this key"),
+        (("train", "--join", "{address}"), "messages|key"),
+        (("train", "--join", "{address}", "--key", "run.key", "--steps", "3"), "give --join"),
+        (("train", "tiny.toml", "--join", "{address}", "--key", "run.key"), "give --join"),
+        (("train", "--join", "nowhere", "--key", "run.key"), "tcp://"),
+        (("train", "--join", "{address}", "--key", "missing.key"), "missing.key"),
+        (("serve", "tiny.toml", "--strategy", "ddp", "--key", "run.key"), "no parameter servers"),
+        (("serve", "tiny.toml", "--strategy", "sync_ps", "--key", "run.key", "--shard", "3"),
+         "servers 0 to 0"),
+        (("serve", "tiny.toml", "--strategy", "sync_ps", "--servers", "2", "--key", "run.key",
+          "--shard", "1"), "--of ADDRESS"),
+        (("train", "tiny.toml", "--strategy", "sync_ps", "--key", "run.key"), "--key"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_joined_or_served_is_one_sentence(ground, listening, words, reason):
+    words = [word.format(address=listening) for word in words]
+    command = [sys.executable, "-m", "shoal", *words]
+    ended = subprocess.run(command, cwd=ground, capture_output=True, text=True, timeout=60)
+    assert ended.returncode in (1, 2), ended
+    lines = ended.stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("shoal: error:") and re.search(reason, lines[0]), lines
+
+
+@pytest.fixture(scope="module")
+def listening(ground, tmp_path_factory) -> Iterator[str]:
+    """A run that is served, and never begins."""
+    for name in ("run", "other"):
+        if not (ground / f"{name}.key").exists():
+            subprocess.run([sys.executable, "-m", "shoal", "keys", "new", name], cwd=ground,
+                           check=True, capture_output=True)  # fmt: skip
+    runs = tmp_path_factory.mktemp("listening")
+    process = launched("serve", "tiny.toml", "--strategy", "sync_ps", "--key", "run.key",
+                       "--runs", str(runs), at=ground)  # fmt: skip
+    yield served_at(process)
+    process.send_signal(signal.SIGINT)
+    try:
+        assert process.wait(20) == 130
+    finally:
+        for child in children(process.pid):
+            os.kill(child, signal.SIGKILL)
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+def test_where_nobody_serves_it_says_so(ground, listening):
+    command = [sys.executable, "-m", "shoal", "train", "--join", "tcp://127.0.0.1:1",
+               "--key", "run.key"]  # fmt: skip
+    ended = subprocess.run(command, cwd=ground, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert "nobody answers at tcp://127.0.0.1:1" in ended.stderr
