@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch._dynamo  # which every optimizer imports: once here, and not in every process
+from training import Case, build, build_optimizer, data, loss_of
 
 import shoal
 from shoal.exchange import layout
@@ -29,7 +30,6 @@ from shoal.strategy.serving.shard import Shard
 from shoal.wire.keys import PLAIN_JOB
 from shoal.wire.ledger import Ledger
 from shoal.wire.messages import Caller, Listener
-from training import Case, build, build_optimizer, data, loss_of
 
 JOB = PLAIN_JOB
 
@@ -37,13 +37,13 @@ JOB = PLAIN_JOB
 class Nowhere:
     """A store that keeps nothing."""
 
-    def begin(self, step: int) -> str:
-        return ""
+    def begin(self, step: int) -> None:
+        pass
 
-    def write(self, folder: str, shard: Shard, constants: Mapping[str, torch.Tensor]) -> list[Any]:
+    def write(self, step: int, shard: Shard, constants: Mapping[str, torch.Tensor]) -> list[Any]:
         return []
 
-    def commit(self, folder: str, step: int, files: Sequence[Any], told: Mapping[str, Any]) -> None:
+    def commit(self, step: int, files: Sequence[Any], told: Mapping[str, Any]) -> None:
         pass
 
     def restore(self, shard: Shard, checkpoint: str) -> None:

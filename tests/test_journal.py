@@ -71,23 +71,23 @@ class Life:
 
     def save(self) -> None:
         version = self.shards[0].version
-        folder = self.stores[0].begin(version)
+        self.stores[0].begin(version)
         files = []
         for shard, store in zip(self.shards, self.stores, strict=True):
-            files += store.write(folder, shard, {})
+            files += store.write(version, shard, {})
         shapes = {"model/0.weight": [70, 60], "model/0.bias": [70],
                   "model/1.weight": [9, 70], "model/1.bias": [9]}  # fmt: skip
         ranges = [[0, version * BATCH]] if version else []
         told = {"position": version * BATCH, "steps": version, "shapes": shapes,
                 "pool": {"version": version, "committed": ranges, "arrivals": 0}}  # fmt: skip
-        self.stores[0].commit(folder, version, files, told)
+        self.stores[0].commit(version, files, told)
 
     def again(self) -> tuple[Life, int]:
         """What a restart makes of the folder, and the version that it goes on from."""
         life = Life(self.folder)
         checkpoint, _ = life.checkpoints.newest()
         assert checkpoint is not None
-        after = life.logs[0].follow(int(checkpoint.manifest["steps"]))
+        after = life.logs[0].follow(int(checkpoint.manifest["steps"]), 2)
         for shard, store in zip(life.shards, life.stores, strict=True):
             store.restore(shard, str(checkpoint.path))
         return life, int(checkpoint.manifest["steps"]) + len(after)
@@ -218,9 +218,16 @@ def test_wherever_a_crash_cuts_a_mean_that_was_not_decided_nothing_is_lost(life)
 
 def test_a_missing_mean_is_named(life):
     life.commit()
-    (life.folder / "journal" / "means-1-0000000001.bin").unlink()
+    (life.folder / "journal" / "means-1-0000000001.bin").write_bytes(b"")
     with pytest.raises(ShoalError, match="lacks the mean of version 1"):
         life.again()
+
+
+def test_a_journal_of_another_number_of_servers_is_not_followed(life):
+    life.commit()
+    assert len(Log(life.folder / "journal").follow(0, 2)) == 1
+    assert Log(life.folder / "journal").follow(0, 3) == []
+    assert not list((life.folder / "journal").glob("means-*"))
 
 
 def test_a_full_disk_costs_no_checkpoint_and_no_decision_and_is_one_sentence(life):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 import pytest
@@ -13,8 +12,7 @@ from served import run, sha
 from training import Case
 
 from shoal.data.order import Order
-from shoal.strategy.options import build_strategy
-from shoal.strategy.options import LocalConfig
+from shoal.strategy.options import LocalConfig, build_strategy
 from shoal.strategy.parts import Delta, FreeRunning, Outer
 from shoal.strategy.presets import NESTEROV, async_diloco, async_ps, ssp, sync_ps
 from shoal.strategy.serving import protocol as p
@@ -215,7 +213,11 @@ def test_delayed_nesterov_of_one_worker_is_nesterov():
 def test_delayed_nesterov_of_three_workers_follows_the_formula():
     generator = torch.Generator().manual_seed(1)
     theta = torch.randn(50, generator=generator)
-    expected, momentum, gathered = theta.double(), torch.zeros(50).double(), torch.zeros(50).double()
+    expected, momentum, gathered = (
+        theta.double(),
+        torch.zeros(50).double(),
+        torch.zeros(50).double(),
+    )
     delayed = DelayedNesterov(NESTEROV, 50)
     for arrival in range(1, 22):
         delta = torch.randn(50, generator=generator)

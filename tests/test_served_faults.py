@@ -15,7 +15,7 @@ import pytest
 import served
 import torch
 import training
-from served import Crew, Run
+from served import Crew
 from training import Case
 
 from shoal.errors import ShoalError
@@ -60,7 +60,11 @@ def honest(strategy: Any, case: Case = CASE, *, workers: int = 1, **options: Any
 WRONG = {
     "strategy": (ssp(2), {}, "its strategy is ssp, where the run's is sync_ps"),
     "model": (sync_ps(), {"net": "wide"}, "its model is another one: .* has shape"),
-    "optimizer": (sync_ps(), {"optimizer": "sgd"}, "its optimizer is SGD, where the run's is AdamW"),
+    "optimizer": (
+        sync_ps(),
+        {"optimizer": "sgd"},
+        "its optimizer is SGD, where the run's is AdamW",
+    ),
     "options": (sync_ps(), {"optimizer": "foreach"}, "its groups is .*foreach"),
     "clip": (sync_ps(), {"clip": None}, "its clip is None, where the run's is 0.05"),
     "seed": (sync_ps(), {"seed": 5}, "its seed is 5, where the run's is 0"),
@@ -257,7 +261,7 @@ def test_what_no_worker_of_the_run_would_send_is_refused_with_the_reason():
 
 def test_a_worker_gives_no_orders():
     orders = [
-        p.Apply(number=1, factor=1.0), p.Drop(leases=[0]), p.Quit(), p.Save(number=1, folder="/"),
+        p.Apply(number=1, factor=1.0), p.Drop(leases=[0]), p.Quit(), p.Save(number=1),
         p.Prepare(number=1, leaves=0, shares=[], count=1, members=1, options=[]),
         p.Arrived(index=0, lease=0, finite=True),
         p.Register(index=0, address="tcp://127.0.0.1:1"), p.Serve(servers=1, resume=None),

@@ -97,13 +97,17 @@ class Log:
         done = [told | {"saved": True} for told in _up_to(found, version)[-_KEPT:]]
         self._rewrite([*done, *_after(found, version)])
 
-    def follow(self, version: int) -> list[dict[str, Any]]:
+    def follow(self, version: int, servers: int) -> list[dict[str, Any]]:
         """The decisions that follow on a checkpoint of this version; others are cleared away.
 
-        A journal of a later checkpoint, which is damaged, say, does not follow on it.
+        A journal of a later checkpoint, which is damaged, say, does not follow on it, nor does
+        one of another number of servers.
         """
         found = self.decisions()
         after = _after(found, version)
+        noted = {path.stem.split("-")[1] for path in self._folder.glob("means-*.bin")}
+        if noted != {str(index) for index in range(servers)}:
+            after = []
         if after and ("saved" in after[0] or int(after[0]["number"]) != version + 1):
             after = []
         self._rewrite([*_up_to(found, version), *after])  # without a last line that is cut

@@ -32,15 +32,15 @@ class ServedStore:
     def __init__(self, checkpoints: Checkpoints, log: Log | None) -> None:
         self._checkpoints, self._log = checkpoints, log
 
-    def begin(self, step: int) -> str:
+    def begin(self, step: int) -> None:
         """See `Store.begin`."""
-        return str(self._checkpoints.begin(step))
+        self._checkpoints.begin(step)
 
     def write(
-        self, folder: str, shard: Shard, constants: Mapping[str, Tensor]
+        self, step: int, shard: Shard, constants: Mapping[str, Tensor]
     ) -> list[dict[str, Any]]:
         """See `Store.write`."""
-        partial, write = Path(folder), self._checkpoints.write
+        partial, write = self._checkpoints.partial(step), self._checkpoints.write
         model = _flat("model", shard, shard.weights)
         model |= {f"model/{name}": value for name, value in constants.items()}
         kept = tensors_of(shard.slices, shard.optimizer.state, "optimizer")
@@ -55,12 +55,10 @@ class ServedStore:
             self._log.turn()
         return [asdict(entry) for entry in entries]
 
-    def commit(
-        self, folder: str, step: int, files: Sequence[dict[str, Any]], told: Mapping[str, Any]
-    ) -> None:
+    def commit(self, step: int, files: Sequence[dict[str, Any]], told: Mapping[str, Any]) -> None:
         """See `Store.commit`."""
         entries = [FileEntry(**file) for file in files]
-        self._checkpoints.commit(Path(folder), step, entries, told)
+        self._checkpoints.commit(self._checkpoints.partial(step), step, entries, told)
         if self._log is not None:
             self._log.forget(int(told["pool"]["version"]))
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,8 +89,10 @@ def configure(args: argparse.Namespace) -> RunConfig:
             raise ShoalError("a resumed run has its recipe already; give --resume RUN alone")
         if args.runs is not None:
             raise ShoalError("--runs has no effect on a resumed run, which has its folder already")
-        stored = run_config(args.resume)
-        given = resolve(load(RunConfig, base=stored, settings=settings_of(args)))
+        stored = base = run_config(args.resume)
+        if args.strategy not in (None, stored.strategy):  # its servers are not the other one's
+            base = replace(stored, servers=RunConfig().servers)
+        given = resolve(load(RunConfig, base=base, settings=settings_of(args)))
         require_same_run(stored, given)
         return given
     files = [Path(word) for word in args.what if word.endswith(".toml")]
@@ -131,6 +134,9 @@ def run(args: argparse.Namespace) -> int:
                 "run `shoal serve`, and in each task `shoal train --join ADDRESS --key FILE`"
             )
         return start_served(args, config, workers=config.workers)
+    if args.key is not None:
+        raise ShoalError(f"--key has no effect with strategy {config.strategy!r}, which has no "
+                         "servers; leave it out")  # fmt: skip
     if size is None and config.workers > 1:
         from shoal.world.launch import launch
 
@@ -150,8 +156,9 @@ def join(args: argparse.Namespace) -> int:
     """Be a worker of a run that is served somewhere, which says what is trained."""
     from shoal.cli.serve import key_of
     from shoal.recipes.catalogue import recipe
+    from shoal.strategy.serving.worker import RunFailed
     from shoal.train.served import configuration_at, train_served
-    from shoal.world.launch import end_with_parent
+    from shoal.world.launch import LAUNCHED, PEER_LOST, end_with_parent
 
     if args.what or args.resume or args.runs or settings_of(args):
         raise ShoalError("a worker takes what it trains from the run that it joins; give --join "
@@ -159,7 +166,12 @@ def join(args: argparse.Namespace) -> int:
     end_with_parent()
     key = key_of(args)
     config = configuration_at(args.join, key)
-    finished = train_served(config, recipe(config.recipe), args.join, key, rank=args.rank)
+    try:
+        finished = train_served(config, recipe(config.recipe), args.join, key, rank=args.rank)
+    except RunFailed:
+        if LAUNCHED not in os.environ:
+            raise
+        return PEER_LOST  # its server on this terminal says it
     return 0 if finished else INTERRUPTED
 
 

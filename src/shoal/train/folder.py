@@ -89,8 +89,8 @@ def run_config(folder: Path) -> RunConfig:
 def require_same_run(stored: RunConfig, given: RunConfig) -> None:
     """Raises ShoalError saying what differs, where a resume would train something else."""
     keys = [*FREE_KEYS, *FREE_TABLES]
-    if all(strategy_of(run).exact for run in (stored, given)):
-        keys.append("strategy")
+    if stored.strategy != given.strategy and all(strategy_of(r).exact for r in (stored, given)):
+        keys += ["strategy", "servers"]
     free = {key: getattr(stored, key) for key in keys}
     if changed := differences(stored, replace(given, **free)):
         raise ShoalError(

@@ -257,13 +257,14 @@ class FirstRun:
         pool.pop("arrivals", None)
         pool["committed"] = [tuple(each) for each in pool["committed"] if each[0] < each[1]]
         batch = self.config.batch.global_batch
-        for decision in self._log.follow(pool["version"]) if self._log else ():
+        servers = self.config.servers.count or 1
+        for decision in self._log.follow(pool["version"], servers) if self._log else ():
             ranges = [(int(a), int(b)) for a, b in decision["leases"]]
             pool["committed"] += ranges
             pool["version"] = int(decision["number"])
             pool["order_hash"] = chained(pool["order_hash"], pool["version"], ranges)
         position = sum(stop - start for start, stop in pool["committed"])
-        return str(checkpoint.path), pool, -(-position // batch)
+        return str(checkpoint.path.resolve()), pool, -(-position // batch)
 
     def _begin(self, plan: p.Plan, about: Mapping[str, str]) -> None:
         """The first worker has told how long the run is, and on which data."""

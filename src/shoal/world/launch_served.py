@@ -130,12 +130,19 @@ class ServedJob:
                 self._restart(dead[0])
                 continue
             if first is None and any(server.poll() is not None for server in self._servers):
-                return self._end(1)  # it has said why
+                return self._end_with_servers()
             for rank, worker in enumerate(self._workers):
                 self._look_at(rank, worker)
             if self._workers and all(worker.poll() is not None for worker in self._workers):
                 return self._end_without_workers()
             time.sleep(0.05)
+
+    def _end_with_servers(self) -> int:
+        """A server has ended before the first one: with the run's end, or for a reason it said."""
+        first = self._servers[0]
+        well = not any(server.poll() for server in self._servers[1:])
+        self._ends(first, _GRACE if well else _SOON)
+        return self._end(1 if first.returncode is None else first.returncode)
 
     def _restart(self, dead: int) -> None:
         name = signal.Signals(-(self._servers[dead].returncode)).name

@@ -85,7 +85,7 @@ class FirstServer(Server):
         self._constants = Constants([])
         self._files: list[dict[str, Any]] = []
         self._saved: dict[int, p.Saved] = {}
-        self._folder, self._step = "", 0
+        self._step = 0
         self._on_commit, self._on_event = on_commit, on_event
         self._on_look, self._on_begin = on_look, on_begin
         self._on_measured, self._on_done, self._on_drop = on_measured, on_done, on_drop
@@ -127,12 +127,12 @@ class FirstServer(Server):
             self.coordinator.saved()
             return
         try:
-            self._folder = self.store.begin(step)
+            self.store.begin(step)
         except ShoalError as error:
             self._on_event(-1, f"step {step} is not saved ({error}); training goes on")
             self.coordinator.saved()
             return
-        self.order(p.Save(number=step, folder=self._folder))
+        self.order(p.Save(number=step))
 
     def idle_seconds(self) -> float:
         """Seconds without anything to do since this was last asked."""
@@ -393,7 +393,7 @@ class FirstServer(Server):
                 raise ShoalError("; ".join(problems))
             told = manifest_of(pool, self._model, self.coordinator.step, self.shard)
             files = [file for saved in self._saved.values() for file in saved.files]
-            self.store.commit(self._folder, self._step, files, told)
+            self.store.commit(self._step, files, told)
         except ShoalError as error:
             self._on_event(-1, f"step {self._step} is not saved ({error}); training goes on")
         self.coordinator.saved()

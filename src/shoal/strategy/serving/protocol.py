@@ -359,10 +359,10 @@ class Applied(Header, frozen=True, kw_only=True):
 
 
 class Save(Header, frozen=True, kw_only=True):
-    """Write this version's files into a partial folder."""
+    """Write this version's files into the partial folder of a step."""
 
     number: int
-    folder: str
+    """The step."""
 
 
 class Saved(Header, frozen=True, kw_only=True):

@@ -29,17 +29,15 @@ read_model = msgspec.msgpack.Decoder(p.Model)
 class Store(Protocol):
     """Where a run's checkpoints live."""
 
-    def begin(self, step: int) -> str:
+    def begin(self, step: int) -> None:
         """Make a partial folder for a step's files. Raises ShoalError."""
 
     def write(
-        self, folder: str, shard: Shard, constants: Mapping[str, Tensor]
+        self, step: int, shard: Shard, constants: Mapping[str, Tensor]
     ) -> list[dict[str, Any]]:
         """Write one shard's files; what they are. Raises ShoalError."""
 
-    def commit(
-        self, folder: str, step: int, files: Sequence[dict[str, Any]], told: Mapping[str, Any]
-    ) -> None:
+    def commit(self, step: int, files: Sequence[dict[str, Any]], told: Mapping[str, Any]) -> None:
         """Make them a checkpoint. Raises ShoalError."""
 
     def restore(self, shard: Shard, checkpoint: str) -> None:
@@ -196,7 +194,7 @@ class Server:
         assert self.shard is not None
         files, problem = [], None
         try:
-            files = self.store.write(order.folder, self.shard, self.constants())
+            files = self.store.write(order.number, self.shard, self.constants())
         except ShoalError as error:
             problem = str(error)
         self.answer(p.Saved(index=self.index, number=order.number, files=files, problem=problem))

@@ -40,6 +40,10 @@ from shoal.wire.keys import Key
 from shoal.wire.ledger import Ledger
 
 
+class RunFailed(ShoalError):
+    """The run has failed, as its servers say; they have told whoever started them."""
+
+
 class _Leaf(NamedTuple):
     """A micro-batch of a lease."""
 
@@ -381,7 +385,7 @@ class ServedWorker:
 
     def _end(self, over: p.Over) -> None:
         if over.failed:
-            raise ShoalError(over.reason)
+            raise RunFailed(over.reason)
         if not over.finished:
             return
         try:
