@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from local import Local, trained
+from served import serving, train, work
 from training import Case
 
 from shoal.strategy.compat import refusal
 from shoal.strategy.options import LocalConfig, build_strategy
-from shoal.strategy.parts import Delta
+from shoal.strategy.parts import Delta, Servers, SharedMemory, Strategy
 from shoal.strategy.presets import PRESETS, named
 
 FOLDER = Path(__file__).parent / "golden"
@@ -31,12 +32,25 @@ def trajectory(name: str) -> dict[str, list[float]]:
     strategy = build_strategy(
         name, local if name != "streaming_diloco" else replace(local, delay=1)
     )
-    found = trained(WORKERS, Local(strategy=strategy, case=CASE))[0]
+    if isinstance(strategy.owner, Servers):
+        return served_trajectory(strategy)
+    # Without a barrier only one worker does the same every time.
+    workers = 1 if isinstance(strategy.owner, SharedMemory) else WORKERS
+    found = trained(workers, Local(strategy=strategy, case=CASE))[0]
     return {
         "loss": [step[2] for step in found["steps"]],
         "agreed": [loss for loss in found["agreed"] if loss is not None],
         "sent": found["sent"],
     }
+
+
+def served_trajectory(strategy: Strategy) -> dict[str, list[float]]:
+    """The same of two servers and one worker: losses by commit; bytes are the messages' affair."""
+    with serving(strategy, servers=2) as run:
+        address = run.address
+        work([lambda: train(CASE, strategy, address)])
+        losses = [commit["loss"] for commit in run.lines("commit")]
+        return {"loss": losses, "agreed": [], "sent": []}
 
 
 if __name__ == "__main__":

@@ -130,7 +130,8 @@ def train(
             problem = str(error)
         weights = torch.cat([q.detach().flatten() for q in model.parameters()])
         return {"sha": worker.weights_hash(), "finished": worker.finished, "rank": worker.rank,
-                "steps": steps, "problem": problem, "weights": weights.double().tolist()}  # fmt: skip
+                "steps": steps, "problem": problem,
+                "weights": weights.double().tolist()}  # fmt: skip
 
 
 class Crew:
@@ -367,7 +368,8 @@ def _serve(
             super().order(header)
 
     def committed(what: Committed) -> None:
-        note("commit", {"ranges": list(ranges), "version": what.version, "step": what.step, "loss": what.loss,
+        note("commit", {"ranges": list(ranges), "version": what.version, "step": what.step,
+                        "loss": what.loss,
                         "position": what.position, "norm": what.norm,
                         "staleness": dict(what.staleness)})  # fmt: skip
 
@@ -380,7 +382,8 @@ def _serve(
     pool = server.coordinator.pool
     note("refused", dict(listener.refused))
     note("end", {"counts": dict(pool.counts), "order": pool.order_hash,
-                 "over": pool.over, "failure": server.coordinator.failure} if pool else None)  # fmt: skip
+                 "over": pool.over,
+                 "failure": server.coordinator.failure} if pool else None)  # fmt: skip
 
 
 def _wait_for(path: Path, timeout: float = 30) -> str:

@@ -1,4 +1,4 @@
-"""The journal of parameter servers: what was decided comes back to the bit, wherever a crash cut."""
+"""The journal of servers: what was decided comes back to the bit, wherever a crash has cut."""
 
 from __future__ import annotations
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 import functools
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from commands import launched, losses, prepare, the_run
-
-from shoal.checkpoint import Checkpoints
+from launching import Start, children, commands, end, reach, server, state
 
 STEPS = 40
 WORDS = ("--set", f"budget.steps={STEPS}", "--set", "evaluation.every=10",
@@ -31,77 +28,9 @@ def ground(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def shoal(ground) -> Iterator:
-    """Starts a command; all of its processes end with the test."""
-    started: list[subprocess.Popen[str]] = []
-    before = set((ground / "runs").iterdir()) if (ground / "runs").exists() else set()
-
-    def start(*words: str, at: Path = ground) -> subprocess.Popen[str]:
-        started.append(launched(*words, at=at))
-        return started[-1]
-
-    yield start
-    for process in started:
-        for child in children(process.pid):
-            os.kill(child, signal.SIGKILL)
-        process.kill()
-        process.communicate()
-    for run in set((ground / "runs").iterdir()) - before if (ground / "runs").exists() else ():
-        shutil.rmtree(run)
-
-
-def children(parent: int, *words: str) -> list[int]:
-    """Processes that a launcher has started whose command has these words in it."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            if not entry.name.isdigit():
-                continue
-            if int((entry / "stat").read_text().rpartition(")")[2].split()[1]) != parent:
-                continue
-            command = (entry / "cmdline").read_bytes().decode().split("\0")
-            if all(word in command for word in words):
-                found.append(int(entry.name))
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return sorted(found)
-
-
-def server(launcher: subprocess.Popen[str], index: int) -> int:
-    """The process of a server."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        for pid in children(launcher.pid, "serve"):
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-            if command[command.index("--shard") + 1] == str(index):
-                return pid
-        time.sleep(0.02)
-    raise AssertionError(f"there is no server {index}")
-
-
-def end(process: subprocess.Popen[str], timeout: float = 60) -> str:
-    text, _ = process.communicate(timeout=timeout)
-    return text
-
-
-def reach(ground: Path, step: int, process: subprocess.Popen[str], timeout: float = 60) -> None:
-    """Wait until a step is on record."""
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline and process.poll() is None:
-        found = list(ground.glob("runs/*/records.jsonl"))
-        if found and len(found[0].read_text().splitlines()) >= step:
-            return
-        time.sleep(0.005)
-    assert process.poll() is None, f"it ended before step {step}: {process.communicate()[0]}"
-    pytest.fail(f"step {step} was not reached")
-
-
-def state(run: Path) -> dict[str, bytes]:
-    """Parameters and what the optimizer keeps of them, in the newest checkpoint."""
-    checkpoint, rejected = Checkpoints(run / "checkpoints", 1).newest()
-    assert checkpoint is not None and not rejected
-    names = [name for name in checkpoint.names() if name.startswith(("model/", "optimizer/"))]
-    return {name: checkpoint.read(name).numpy().tobytes() for name in names}
+def shoal(ground) -> Iterator[Start]:
+    with commands(ground) as start:
+        yield start
 
 
 @pytest.fixture(scope="module")
@@ -307,125 +236,3 @@ def test_a_full_disk_is_one_sentence_and_the_older_checkpoint_is_whole(shoal, wh
         assert state(run) == whole[0]
     finally:
         subprocess.run(["umount", "-l", str(folder / "runs")], check=True)
-
-
-# --- serve, and join
-
-
-def served_at(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    for line in process.stdout:
-        if found := re.search(r"tcp://[0-9.]+:[0-9]+", line):
-            return found.group()
-    raise AssertionError("it does not say where it serves")
-
-
-@pytest.fixture
-def key(ground) -> str:
-    path = ground / "run.key"
-    if not path.exists():
-        subprocess.run([sys.executable, "-m", "shoal", "keys", "new", "run"], cwd=ground,
-                       check=True, capture_output=True)  # fmt: skip
-    return "run.key"
-
-
-@pytest.mark.parametrize("plain", [False, True])
-def test_workers_join_what_is_served(ground, shoal, whole, key, plain):
-    secret = ("--set", "servers.plain=true") if plain else ("--key", key)
-    serving = shoal(
-        "serve", "tiny.toml", *WORDS, "--strategy", "sync_ps", "--servers", "2", *secret
-    )
-    address = served_at(serving)
-    mine = () if plain else ("--key", key)
-    workers = [shoal("train", "--join", address, *mine) for _ in range(2)]
-    texts = [end(worker) for worker in workers]
-    text = end(serving)
-    assert [worker.returncode for worker in workers] == [0, 0], texts
-    assert serving.returncode == 0, text
-    assert losses(the_run(ground)) == whole[1]
-    assert state(the_run(ground)) == whole[0]
-
-
-def test_each_shard_may_be_a_command_of_its_own(ground, shoal, whole, key):
-    what = ("tiny.toml", *WORDS, "--strategy", "sync_ps", "--servers", "2", "--key", key)
-    first = shoal("serve", *what, "--shard", "0")
-    address = served_at(first)
-    second = shoal("serve", *what, "--shard", "1", "--of", address)
-    worker = shoal("train", "--join", address, "--key", key)
-    assert (end(worker), worker.returncode)[1] == 0
-    assert (end(first), first.returncode)[1] == 0
-    assert (end(second), second.returncode)[1] == 0
-    assert state(the_run(ground)) == whole[0]
-
-
-def test_ctrl_c_on_a_worker_that_has_joined_is_its_own_affair(ground, shoal, whole, key):
-    serving = shoal("serve", "tiny.toml", *WORDS, "--strategy", "sync_ps", "--key", key)
-    address = served_at(serving)
-    workers = [shoal("train", "--join", address, "--key", key) for _ in range(2)]
-    reach(ground, 3, serving)
-    for line in serving.stdout:
-        if "worker 1 joined" in line:
-            break
-    workers[1].send_signal(signal.SIGINT)
-    assert (end(workers[1]), workers[1].returncode) == ("", 130)
-    assert (end(workers[0]), workers[0].returncode)[1] == 0
-    text = end(serving)
-    assert serving.returncode == 0, text
-    assert state(the_run(ground)) == whole[0]
-
-
-@pytest.mark.parametrize(
-    "words, reason",
-    [
-        (("train", "--join", "{address}", "--key", "other.key"), "refuses this key"),
-        (("train", "--join", "{address}"), "messages|key"),
-        (("train", "--join", "{address}", "--key", "run.key", "--steps", "3"), "give --join"),
-        (("train", "tiny.toml", "--join", "{address}", "--key", "run.key"), "give --join"),
-        (("train", "--join", "nowhere", "--key", "run.key"), "tcp://"),
-        (("train", "--join", "{address}", "--key", "missing.key"), "missing.key"),
-        (("serve", "tiny.toml", "--strategy", "ddp", "--key", "run.key"), "no parameter servers"),
-        (("serve", "tiny.toml", "--strategy", "sync_ps", "--key", "run.key", "--shard", "3"),
-         "servers 0 to 0"),
-        (("serve", "tiny.toml", "--strategy", "sync_ps", "--servers", "2", "--key", "run.key",
-          "--shard", "1"), "--of ADDRESS"),
-        (("train", "tiny.toml", "--key", "run.key"), "--key has no effect"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_joined_or_served_is_one_sentence(ground, listening, words, reason):
-    words = [word.format(address=listening) for word in words]
-    command = [sys.executable, "-m", "shoal", *words]
-    ended = subprocess.run(command, cwd=ground, capture_output=True, text=True, timeout=60)
-    assert ended.returncode in (1, 2), ended
-    lines = ended.stderr.strip().splitlines()
-    assert len(lines) == 1, lines
-    assert lines[0].startswith("shoal: error:") and re.search(reason, lines[0]), lines
-
-
-@pytest.fixture(scope="module")
-def listening(ground, tmp_path_factory) -> Iterator[str]:
-    """A run that is served, and never begins."""
-    for name in ("run", "other"):
-        if not (ground / f"{name}.key").exists():
-            subprocess.run([sys.executable, "-m", "shoal", "keys", "new", name], cwd=ground,
-                           check=True, capture_output=True)  # fmt: skip
-    runs = tmp_path_factory.mktemp("listening")
-    process = launched("serve", "tiny.toml", "--strategy", "sync_ps", "--key", "run.key",
-                       "--runs", str(runs), at=ground)  # fmt: skip
-    yield served_at(process)
-    process.send_signal(signal.SIGINT)
-    try:
-        assert process.wait(20) == 130
-    finally:
-        for child in children(process.pid):
-            os.kill(child, signal.SIGKILL)
-        process.kill()
-        process.communicate()
-
-
-@pytest.mark.slow
-def test_where_nobody_serves_it_says_so(ground, listening):
-    command = [sys.executable, "-m", "shoal", "train", "--join", "tcp://127.0.0.1:1",
-               "--key", "run.key"]  # fmt: skip
-    ended = subprocess.run(command, cwd=ground, capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 1
-    assert "nobody answers at tcp://127.0.0.1:1" in ended.stderr

@@ -21,4 +21,8 @@ def test_every_preset_has_a_file_of_its_own_and_no_other_is_there():
     names = {path.stem for path in golden.FOLDER.glob("*.json")}
     assert names == set(golden.BUILT)
     told = {preset: (golden.FOLDER / f"{preset}.json").read_text() for preset in names}
-    assert len(set(told.values())) >= len(names) - 1  # ddp and zero1 differ in nothing but bytes
+    # ddp and zero1 differ in nothing but bytes; with one worker all timings are the plain loop.
+    same = {"sync_ps", "ssp", "async_ps"}
+    others = {text for preset, text in told.items() if preset not in same}
+    assert len(others) >= len(names - same) - 1
+    assert len({told[preset] for preset in same}) == 1

@@ -156,7 +156,7 @@ def join(args: argparse.Namespace) -> int:
     """Be a worker of a run that is served somewhere, which says what is trained."""
     from shoal.cli.serve import key_of
     from shoal.recipes.catalogue import recipe
-    from shoal.strategy.serving.worker import RunFailed
+    from shoal.strategy.serving.link import RunFailed
     from shoal.train.served import configuration_at, train_served
     from shoal.world.launch import LAUNCHED, PEER_LOST, end_with_parent
 

@@ -29,6 +29,10 @@ class Lost(Exception):
         self.over = over
 
 
+class RunFailed(ShoalError):
+    """The run has failed, as its servers say; they have told whoever started them."""
+
+
 class Link:
     """What a worker says to servers, and hears of them. Made by `connect`, again after `Lost`."""
 

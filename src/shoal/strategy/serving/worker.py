@@ -32,16 +32,12 @@ from shoal.strategy.random_states import seed_everything
 from shoal.strategy.schedule import Plan, end_of
 from shoal.strategy.serving import protocol as p
 from shoal.strategy.serving.describe_model import describe_model, options_of
-from shoal.strategy.serving.link import Link, Lost
+from shoal.strategy.serving.link import Link, Lost, RunFailed
 from shoal.strategy.serving.replica import Replica
 from shoal.strategy.step import Step
 from shoal.strategy.weights import weights_hash
 from shoal.wire.keys import Key
 from shoal.wire.ledger import Ledger
-
-
-class RunFailed(ShoalError):
-    """The run has failed, as its servers say; they have told whoever started them."""
 
 
 class _Leaf(NamedTuple):
