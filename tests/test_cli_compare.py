@@ -143,6 +143,7 @@ def test_a_target_that_is_not_reached_has_no_time(ground, done, tmp_path):
     assert results["runs"][0]["seconds_to_target"] is None
 
 
+@pytest.mark.slow
 def test_a_stopped_comparison_goes_on_where_it_was(ground, tmp_path):
     out = tmp_path / "out"
     words = ("--strategies", "ddp,zero1", "--output", str(out), "--steps", "60", "--workers", "1")
@@ -172,6 +173,7 @@ def kill_processes_with(word: str) -> int:
     return found
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_and_the_others_are_kept(ground, tmp_path):
     out = tmp_path / "out"
     words = ("--strategies", "zero1,ddp", "--output", str(out), "--steps", "60", "--workers", "1")
@@ -276,6 +278,7 @@ def test_options_of_servers_and_of_hogwild_go_where_they_are_read(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_servers_and_hogwild_are_compared_with_their_staleness(ground, tmp_path):
     words = ("--strategies", "async_ps,hogwild", "--steps", "6", "--output", str(tmp_path / "out"))
     status, said = compare(ground, *words, "--set", "evaluation.every=3", "--servers", "2")

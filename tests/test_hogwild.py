@@ -66,6 +66,7 @@ def teach_all():
             for moments in ("shared", "own")}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_workers_learn_as_well_as_ddp_and_hold_one_copy():
     one, two = run(2, teach_all)
     assert one == two

@@ -85,6 +85,7 @@ def test_two_workers_evaluate_save_and_end_together(ground, moments, monkeypatch
     assert len(history.paces) == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_from_a_checkpoint_and_uses_every_sample_once(
     ground, monkeypatch
 ):
@@ -115,6 +116,7 @@ def test_a_run_that_was_killed_goes_on_from_a_checkpoint_and_uses_every_sample_o
     assert tokens == targets(ground, run, 8 * step, 8 * 200, monkeypatch)
 
 
+@pytest.mark.slow
 def test_ctrl_c_finishes_the_step_saves_and_goes_on_later(ground):
     process = launched(*HOGWILD, "--workers", "2", "--steps", "3000",
                        "--set", "evaluation.every=0", "--set", "checkpoint.save_every=0",

@@ -14,6 +14,8 @@ from shoal.report.history import read_history
 from shoal.report.plots import plots
 from shoal.report.single import report
 
+pytestmark = pytest.mark.slow
+
 ACTIVITIES = ("computing", "exchanging", "waiting", "data")
 
 

@@ -16,6 +16,8 @@ from training import Case
 from shoal.strategy.parts import Strategy
 from shoal.strategy.presets import async_diloco, async_ps, ssp, sync_ps
 
+pytestmark = pytest.mark.slow
+
 CASE = Case(optimizer="fused", clip=0.05, steps=60, bucket=2048)
 
 

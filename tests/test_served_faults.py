@@ -277,6 +277,7 @@ def test_a_worker_gives_no_orders():
                 caller.close()
 
 
+@pytest.mark.slow
 def test_messages_of_a_membership_that_has_ended_change_nothing():
     with honest(sync_ps()) as (run, _):
         peer = Peer(run.address)
@@ -364,6 +365,7 @@ def test_servers_that_are_gone_are_missed_within_the_timeout():
         assert "nobody answers" in crew.result(child)["problem"]
 
 
+@pytest.mark.slow
 def test_the_loss_of_another_server_ends_the_run_with_a_sentence():
     with served.serving(sync_ps(2), servers=2, bucket=CASE.bucket) as run, Crew() as crew:
         address = run.address

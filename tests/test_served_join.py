@@ -17,6 +17,8 @@ from launching import Start, children, commands, end, reach, served_at, state
 
 from shoal.lab import Lab
 
+pytestmark = pytest.mark.slow
+
 WORDS = ("--set", "budget.steps=30", "--set", "evaluation.every=10")
 
 

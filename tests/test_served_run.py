@@ -16,6 +16,8 @@ import pytest
 from commands import launched, losses, prepare, the_run
 from launching import Start, children, commands, end, reach, server, state
 
+pytestmark = pytest.mark.slow
+
 STEPS = 40
 WORDS = ("--set", f"budget.steps={STEPS}", "--set", "evaluation.every=10",
          "--set", "checkpoint.save_every=15")  # fmt: skip
