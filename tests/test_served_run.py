@@ -186,8 +186,8 @@ def test_free_running_workers_go_on_after_a_stop_and_a_kill(ground, shoal, strat
     os.kill(server(process, 1), signal.SIGKILL)
     text = end(process)
     assert process.returncode == 0, text
-    positions = [json.loads(line)["position"]
-                 for line in (the_run(ground) / "records.jsonl").read_text().splitlines()]  # fmt: skip
+    lines = (the_run(ground) / "records.jsonl").read_text().splitlines()
+    positions = [json.loads(line)["position"] for line in lines]
     assert positions == sorted(set(positions))
     assert positions[-1] == 8 * STEPS
 
