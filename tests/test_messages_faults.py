@@ -39,6 +39,8 @@ def test_a_caller_is_back_within_a_second_after_the_server_is(key):
     with closing(caller):
         caller.send(Ask("one"))
         assert listener.receive(10).header == Ask("one")
+        while not caller.connections:  # the news of a connection may come after its first message
+            caller.receive(0.01)
         assert caller.connections == 1
         listener.close()
         assert caller.receive(0.5) is None  # away, and not yet given up
@@ -46,7 +48,7 @@ def test_a_caller_is_back_within_a_second_after_the_server_is(key):
         start = time.monotonic()
         while caller.connections < 2 and time.monotonic() - start < 5:
             caller.receive(0.01)
-        assert time.monotonic() - start < 1.5
+        assert time.monotonic() - start < 3  # about 0.3 s where the machine is idle
         caller.send(Ask("two"))
         with closing(listener):
             got = listener.receive(10)

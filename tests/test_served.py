@@ -236,7 +236,7 @@ def test_delayed_nesterov_of_three_workers_follows_the_formula():
 
 
 @pytest.mark.parametrize("codec", ["bf16", "int8", "int4", "e3m0", "topk", "sign", "powersgd"])
-@pytest.mark.parametrize("preset", ["sync_ps", "async_ps"])
+@pytest.mark.parametrize("preset", [pytest.param("sync_ps", marks=pytest.mark.slow), "async_ps"])
 def test_with_any_codec_both_ways_replicas_are_equal_and_the_loss_falls(preset, codec):
     case = Case(net="dropout", optimizer="plain", steps=40, samples=32, bucket=1024)
     strategy = build_strategy(f"{preset}+{codec}", LocalConfig())

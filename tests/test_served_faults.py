@@ -36,12 +36,14 @@ def nap(seconds: float):
 
 
 @contextmanager
-def honest(strategy: Any, case: Case = CASE, *, workers: int = 1, **options: Any) -> Iterator[Any]:
+def honest(
+    strategy: Any, case: Case = CASE, *, workers: int = 1, pause: float = 0.01, **options: Any
+) -> Iterator[Any]:
     """A run with honest workers in it, which must end well, whatever happens meanwhile."""
     with served.serving(strategy, bucket=case.bucket, **options) as run, Crew() as crew:
         address = run.address
         children = [
-            crew.start(lambda: served.train(case, strategy, address, before=nap(0.01)))
+            crew.start(lambda: served.train(case, strategy, address, before=nap(pause)))
             for _ in range(workers)
         ]
         run.until(lambda run: run.steps >= 2)
@@ -175,7 +177,7 @@ def spoil_gradient(worker: Any, model: torch.nn.Module, total: torch.Tensor) -> 
 @pytest.mark.parametrize("strategy", [sync_ps(2), async_ps(2, warm_up=0)],
                          ids=["sync_ps", "async_ps"])  # fmt: skip
 def test_one_workers_nan_is_refused_counted_and_named_and_others_do_its_part(strategy, spoiling):
-    with honest(strategy, servers=2) as (run, crew):
+    with honest(strategy, servers=2, pause=0.004) as (run, crew):
         crew.start(lambda: served.train(CASE, strategy, run.address, total_of=spoiling,
                                         before=nap(0.01)))  # fmt: skip
     assert run.counts["refused"] > 3
@@ -318,7 +320,7 @@ def test_a_part_of_a_lease_is_its_holders_to_send():
 
 
 def test_a_slow_reader_keeps_nobody_waiting():
-    with honest(sync_ps(), workers=2) as (run, _):
+    with honest(sync_ps(), workers=2, pause=0.005) as (run, _):
         peer = Peer(run.address)
         for _ in range(2000):
             peer.say(p.Pull)

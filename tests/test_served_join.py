@@ -51,7 +51,7 @@ def key(ground) -> str:
     return "run.key"
 
 
-@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("plain", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_workers_join_what_is_served(ground, shoal, whole, key, plain):
     secret = ("--set", "servers.plain=true") if plain else ("--key", key)
     serving = shoal(
@@ -68,6 +68,7 @@ def test_workers_join_what_is_served(ground, shoal, whole, key, plain):
     assert state(the_run(ground)) == whole[0]
 
 
+@pytest.mark.slow
 def test_each_shard_may_be_a_command_of_its_own(ground, shoal, whole, key):
     what = ("tiny.toml", *WORDS, "--strategy", "sync_ps", "--servers", "2", "--key", key)
     first = shoal("serve", *what, "--shard", "0")

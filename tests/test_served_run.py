@@ -50,8 +50,7 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     "kills",
     [
-        [(0, 7)],
-        [(1, 18)],
+        [(0, 7), (1, 18)],
         pytest.param([(0, 2), (1, 12), (0, 30)], marks=pytest.mark.slow),
         pytest.param([(1, 1), (1, 16), (0, 31), (0, 39)], marks=pytest.mark.slow),
     ],
@@ -112,6 +111,7 @@ def test_servers_that_are_killed_too_often_are_given_up_and_the_run_can_go_on(gr
 # --- workers die
 
 
+@pytest.mark.slow
 def test_the_run_goes_on_without_a_worker_that_is_killed(ground, shoal, whole):
     process = shoal("train", "tiny.toml", *WORDS, *SYNC)
     reach(ground, 5, process)
@@ -142,7 +142,9 @@ def test_without_any_worker_left_the_run_says_so_and_can_go_on(ground, shoal, wh
 # --- it is stopped, and goes on
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_ctrl_c_saves_and_says_how_to_go_on(ground, shoal, whole, number):
     process = shoal("train", "tiny.toml", *WORDS, *SYNC)
     reach(ground, 6, process)
@@ -160,6 +162,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(ground, shoal, whole, number):
     assert state(run) == whole[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first, then", [("ddp", "sync_ps"), ("sync_ps", "ddp")])
 def test_servers_go_on_with_a_run_of_ddp_and_ddp_with_one_of_servers(
     ground, shoal, whole, first, then
@@ -173,6 +176,7 @@ def test_servers_go_on_with_a_run_of_ddp_and_ddp_with_one_of_servers(
     assert state(the_run(ground)) == whole[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["async_ps+int8", "async_diloco"])
 def test_free_running_workers_go_on_after_a_stop_and_a_kill(ground, shoal, strategy):
     words = ("--strategy", strategy, "--servers", "2", "--workers", "2")
@@ -192,6 +196,7 @@ def test_free_running_workers_go_on_after_a_stop_and_a_kill(ground, shoal, strat
     assert positions[-1] == 8 * STEPS
 
 
+@pytest.mark.slow
 def test_a_run_on_other_data_is_not_gone_on_with(ground, shoal, tmp_path):
     folder = prepare(tmp_path)
     process = shoal("train", "tiny.toml", *WORDS, *SYNC, at=folder)
@@ -213,6 +218,7 @@ def may_mount() -> bool:
     return os.geteuid() == 0 and shutil.which("mount") is not None
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_the_older_checkpoint_is_whole(shoal, whole, tmp_path):
     if not may_mount():
         pytest.skip("mounting a small disk needs root")
