@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
-import signal
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch._dynamo  # which every optimizer imports: once here, and not in every process
+from crew import Crew, end, fork, meet, work
 from training import Case, build, build_optimizer, data, loss_of
 
 import shoal
@@ -33,6 +33,8 @@ from shoal.wire.messages import Caller, Listener
 
 JOB = PLAIN_JOB
 
+__all__ = ["Case", "Crew", "end", "fork", "meet", "run", "serving", "sha", "train", "work"]
+
 
 class Nowhere:
     """A store that keeps nothing."""
@@ -48,22 +50,6 @@ class Nowhere:
 
     def restore(self, shard: Shard, checkpoint: str) -> None:
         raise AssertionError
-
-
-def fork(function: Callable[[], None]) -> int:
-    """Run `function` in a child; its traceback is printed where it fails."""
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        torch.set_num_threads(1)
-        function()
-        status = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(status)
 
 
 @contextmanager
@@ -85,14 +71,6 @@ def serving(
             run.keep()
 
 
-def end(children: Sequence[int]) -> None:
-    """Kill processes that `fork` started, and see them gone."""
-    for child in children:
-        with suppress(ProcessLookupError, ChildProcessError):
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-
-
 def train(
     case: Case,
     strategy: Strategy,
@@ -101,22 +79,24 @@ def train(
     rank: int = -1,
     before: Callable[[Any], None] = lambda worker: None,
     total_of: Callable[[Any, Any, torch.Tensor], torch.Tensor] = lambda worker, model, total: total,
+    joined: Callable[[], Any] = lambda: None,
     timeout: float = 60.0,
 ) -> dict[str, Any]:
-    """One worker's part of a run. `before` sees the worker before every leaf, and `total_of`
-    may spoil a leaf's loss."""
+    """One worker's part of a run. `joined` is called once it is a member, `before` sees the worker
+    before every leaf, and `total_of` may spoil a leaf's loss."""
     layout.BUCKET = case.bucket
     model = build(case)
     optimizer = build_optimizer(case, model)
     steps = []
     problem = None
     try:
-        joined = shoal.join_served(model, optimizer, strategy=strategy, server=address,
+        entered = shoal.join_served(model, optimizer, strategy=strategy, server=address,
                                    seed=case.seed, clip=case.clip, timeout=timeout,
                                    rank=rank)  # fmt: skip
     except shoal.ShoalError as error:
         return {"problem": str(error), "finished": False}
-    with joined as worker:
+    with entered as worker:
+        joined()
         try:
             for batch in worker.batches(data(case), global_batch=case.global_batch,
                                         micro_batch=case.micro_batch, epochs=case.epochs,
@@ -134,73 +114,14 @@ def train(
                 "weights": weights.double().tolist()}  # fmt: skip
 
 
-class Crew:
-    """Worker processes that come and go, while the test looks on."""
-
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory()
-        self.running: list[int] = []
-        self.kept: dict[int, Any] = {}
-        """What each returned, once this has ended."""
-
-    def start(self, function: Callable[[], Any]) -> int:
-        """A process that computes `function`; its id."""
-
-        def put() -> None:
-            partial = Path(self._folder.name) / f".{os.getpid()}"
-            partial.write_text(json.dumps(function()))
-            os.replace(partial, Path(self._folder.name) / f"{os.getpid()}")
-
-        child = fork(put)
-        self.running.append(child)
-        return child
-
-    def kill(self, child: int) -> None:
-        """Let it die without a word."""
-        self.running.remove(child)
-        end([child])
-
-    def look(self) -> None:
-        """Take note of who has ended."""
-        for child in list(self.running):
-            if os.waitpid(child, os.WNOHANG)[0]:
-                self.running.remove(child)
-
-    def wait(self, timeout: float = 60) -> None:
-        """Until all have ended."""
-        deadline = time.monotonic() + timeout
-        while self.running:
-            self.look()
-            assert time.monotonic() < deadline, "the workers take too long"
-            time.sleep(0.01)
-
-    def result(self, child: int) -> Any:
-        """What it returned; None where it did not get that far."""
-        path = Path(self._folder.name) / f"{child}"
-        return json.loads(path.read_text()) if path.exists() else None
-
-    def results(self) -> list[Any]:
-        """What all have returned so far."""
-        paths = Path(self._folder.name).glob("[0-9]*")
-        return [json.loads(path.read_text()) for path in sorted(paths)]
-
-    def __enter__(self) -> Crew:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        end(self.running)
-        self.kept = {int(path.name): json.loads(path.read_text())
-                     for path in Path(self._folder.name).glob("[0-9]*")}  # fmt: skip
-        self._folder.cleanup()
-
-
 def run(
     strategy: Strategy, case: Case, *, workers: int = 1, servers: int = 1, **options: Any
 ) -> tuple[list[dict[str, Any]], Run]:
     """What each worker of a whole run found, and what the first server noted."""
     with serving(strategy, servers=servers, bucket=case.bucket) as served:
-        address = served.address
-        found = work([lambda: train(case, strategy, address, **options)] * workers, 60)
+        address, joined = served.address, meet(workers)
+        one = functools.partial(train, case, strategy, address, joined=joined, **options)
+        found = work([one] * workers, 60)
         served.wait()
         served.keep()
     return found, served
@@ -299,32 +220,6 @@ class Run:
     def committed(self) -> list[tuple[int, int]]:
         """The samples that were committed, a range for every contribution, in order."""
         return [(a, b) for commit in self.lines("commit") for a, b in commit["ranges"]]
-
-
-def work(functions: Sequence[Callable[[], Any]], timeout: float = 120) -> list[Any]:
-    """What each function returns (JSON), each in a process of its own."""
-    with tempfile.TemporaryDirectory() as name:
-
-        def put(number: int, function: Callable[[], Any]) -> None:
-            (Path(name) / f"{number}").write_text(json.dumps(function()))
-
-        children = [fork(lambda n=n, f=f: put(n, f)) for n, f in enumerate(functions)]
-        deadline = time.monotonic() + timeout
-        statuses = {}
-        try:
-            while len(statuses) < len(children):
-                for child in children:
-                    if child not in statuses and (ended := os.waitpid(child, os.WNOHANG))[0]:
-                        statuses[child] = ended[1]
-                assert time.monotonic() < deadline, "the workers take too long"
-                time.sleep(0.01)
-        finally:
-            for child in children:
-                if child not in statuses:
-                    os.kill(child, signal.SIGKILL)
-                    os.waitpid(child, 0)
-        assert not any(statuses.values()), statuses
-        return [json.loads((Path(name) / f"{n}").read_text()) for n in range(len(functions))]
 
 
 def _serve(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -80,8 +81,8 @@ def test_a_buffer_of_one_commits_every_contribution_alone():
     case = replace(SGD, steps=None, epochs=3.0, micro_batch=4)
     strategy = replace(async_ps(warm_up=0), timing=FreeRunning(buffer=1))
     with served.serving(strategy, bucket=2048) as noted:
-        address = noted.address
-        served.work([lambda: served.train(case, strategy, address)] * 3, 60)
+        address, joined = noted.address, served.meet(3)
+        served.work([lambda: served.train(case, strategy, address, joined=joined)] * 3, 60)
         counts = noted.ends_well()
         commits = noted.lines("commit")
     assert all(len(commit["ranges"]) == 1 for commit in commits)
@@ -105,8 +106,10 @@ def test_nothing_is_staler_than_its_bound(bound):
     slow = [lambda worker: None, lambda worker: served.time.sleep(0.01)]
     strategy = ssp(bound)
     with served.serving(strategy, bucket=2048) as noted:
-        address = noted.address
-        served.work([lambda s=s: served.train(case, strategy, address, before=s) for s in slow], 60)
+        one = functools.partial(
+            served.train, case, strategy, noted.address, joined=served.meet(len(slow))
+        )
+        served.work([functools.partial(one, before=each) for each in slow], 60)
         noted.ends_well()
         ages = {a for c in noted.lines("commit") for each in c["staleness"].values() for a in each}
     assert ages <= set(range(bound + 1))
@@ -119,11 +122,11 @@ def test_a_slow_worker_gets_less_to_do():
     strategy = async_ps(warm_up=0)
 
     def train(address, nap, rank):
-        return served.train(case, strategy, address, rank=rank,
+        return served.train(case, strategy, address, rank=rank, joined=joined,
                             before=lambda worker: served.time.sleep(nap))  # fmt: skip
 
     with served.serving(strategy, bucket=2048) as noted:
-        address = noted.address
+        address, joined = noted.address, served.meet(2)
         found = served.work([lambda r=r: train(address, naps[r], r) for r in range(2)], 60)
         noted.ends_well()
     shares = [sum(count for *_, count in worker["steps"]) for worker in found]
@@ -189,8 +192,9 @@ def test_local_steps_of_many_workers_commit_every_sample_once():
     case = replace(SGD, optimizer="momentum", steps=60)
     strategy = async_diloco(inner_steps=4, servers=2, warm_up=0.1)
     with served.serving(strategy, servers=2, bucket=2048) as noted:
-        address = noted.address
-        found = served.work([lambda: served.train(case, strategy, address)] * 3, 60)
+        address, joined = noted.address, served.meet(3)
+        one = functools.partial(served.train, case, strategy, address, joined=joined)
+        found = served.work([one] * 3, 60)
         noted.ends_well()
         losses = [commit["loss"] for commit in noted.lines("commit")]
     assert len({worker["sha"] for worker in found}) == 1
@@ -251,8 +255,9 @@ def test_a_codec_is_dealt_with_by_each_server_for_itself():
     strategy = build_strategy("async_ps+int8", LocalConfig())
     strategy = replace(strategy, owner=replace(strategy.owner, count=3), first=None)
     with served.serving(strategy, servers=3, bucket=1 << 16) as noted:
-        address = noted.address
-        found = served.work([lambda: served.train(case, strategy, address)] * 3, 60)
+        address, joined = noted.address, served.meet(3)
+        one = functools.partial(served.train, case, strategy, address, joined=joined)
+        found = served.work([one] * 3, 60)
         noted.ends_well()
     assert len({worker["sha"] for worker in found}) == 1
 

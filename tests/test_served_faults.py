@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -157,7 +158,11 @@ def test_a_worker_that_only_waits_is_not_taken_for_dead():
     case = replace(CASE, micro_batch=16, steps=12)
     with served.serving(sync_ps(), bucket=case.bucket, patience=0.5) as run:
         address = run.address
-        served.work([lambda: served.train(case, sync_ps(), address, before=nap(0.2))] * 2, 60)
+        joined = served.meet(2)
+        one = functools.partial(
+            served.train, case, sync_ps(), address, joined=joined, before=nap(0.2)
+        )
+        served.work([one] * 2, 60)
         run.ends_well()
         assert not run.events
 
@@ -191,10 +196,10 @@ def test_samples_that_nobody_can_learn_from_end_the_run_with_their_numbers():
         def total_of(worker: Any, model: Any, total: torch.Tensor) -> torch.Tensor:
             return spoil(worker, model, total) if worker.steps == 3 else total
 
-        return served.train(CASE, sync_ps(), address, total_of=total_of)
+        return served.train(CASE, sync_ps(), address, total_of=total_of, joined=joined)
 
     with served.serving(sync_ps(), bucket=CASE.bucket) as run:
-        address = run.address
+        address, joined = run.address, served.meet(2)
         found = served.work([lambda: train(address)] * 2, 60)
         run.wait()
         (end,) = run.lines("end")

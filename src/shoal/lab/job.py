@@ -148,7 +148,9 @@ def _follow(pipe: IO[bytes], host: int, kept: list[str] | None) -> threading.Thr
                 if kept is not None:
                     kept.append(text)
                 else:
-                    print(f"host {host}: {text.rstrip()}", file=sys.stderr, flush=True)
+                    # In one piece: another host's line must not come between it and its end.
+                    sys.stderr.write(f"host {host}: {text.rstrip()}\n")
+                    sys.stderr.flush()
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
