@@ -103,7 +103,8 @@ def test_ctrl_c_reaches_every_host_once_and_the_lab_waits_for_them(number):
     code = (
         "import os, signal, sys, time\n"
         "def leave(number, _):\n"
-        "    time.sleep(0.3); sys.stdout.write(f'bye {number}\\n'); sys.stdout.flush(); sys.exit(130)\n"
+        "    time.sleep(0.3)\n"
+        "    sys.stdout.write(f'bye {number}\\n'); sys.stdout.flush(); sys.exit(130)\n"
         "signal.signal(signal.SIGINT, leave); signal.signal(signal.SIGTERM, leave)\n"
         "sys.stdout.write('ready\\n'); sys.stdout.flush()\n"  # in one piece, and not in two
         "time.sleep(60)\n"
