@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from shoal.config import load
+from shoal.errors import ShoalError
 from shoal.strategy.random_states import seed_everything
 from shoal.strategy.serving.worker import ServedWorker
 from shoal.tasks.base import Task
@@ -78,18 +79,21 @@ def train_served(
             micro_batch=config.batch.micro_batch,
             end=end,
         )
-        for batch in batches:
-            with autocast(device, config.precision):
-                total, count = task.loss(model, batch)
-            worker.backward(total, count)
-            set_learning_rate(
-                worker.optimizer,
-                learning_rate(config.schedule, config.optimizer.lr, step=worker.steps, steps=steps),
-            )
-            worker.step()
-            if asked:
-                worker.leave()
-                return False
+        try:
+            for batch in batches:
+                with autocast(device, config.precision):
+                    total, count = task.loss(model, batch)
+                worker.backward(total, count)
+                rate = learning_rate(config.schedule, config.optimizer.lr, step=worker.steps,
+                                     steps=steps)  # fmt: skip
+                set_learning_rate(worker.optimizer, rate)
+                worker.step()
+                if asked:
+                    worker.leave()
+                    return False
+        except ShoalError:
+            if not worker.finished:
+                raise  # otherwise it lacks its last parameters alone, and nobody reads them here
     return worker.finished
 
 

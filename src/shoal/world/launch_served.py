@@ -25,6 +25,7 @@ RESTARTS = 5
 """Times that killed servers are started again, before the run is given up."""
 
 _START = 120.0  # seconds that a server may take to say where it is
+_INTERRUPTED = 130  # status of a server that a signal has ended before it served
 _SOON = 2.0  # seconds in which a run that is over ends, once its workers have gone
 _GRACE = 20.0  # seconds that workers get to end after the run has
 
@@ -68,13 +69,20 @@ class ServedJob:
         """Start everything, and wait; the exit status of the run."""
         try:
             with self._passing_on():
-                self._start_servers()
+                try:
+                    self._start_servers()
+                except _Killed as killed:
+                    self._restart(killed.index)
                 if not self._workers_wanted:
                     self._say_how_to_join()
                 for rank in range(self._workers_wanted):
                     join = ["--join", self.addresses[0], "--rank", str(rank)]
                     self._workers.append(self._open([*self._work, *join]))
                 return self._watch()
+        except _Ended as ended:
+            if ended.status != _INTERRUPTED:
+                raise
+            return _INTERRUPTED
         finally:
             for process in [*self._workers, *self._servers]:
                 if process.poll() is None:
@@ -85,35 +93,38 @@ class ServedJob:
         old = self.addresses
         begun = self.run_folder is not None and (Path(self.run_folder) / "run.json").exists()
         serve = [*self._again, "--resume", str(self.run_folder)] if begun else self._serve
-        self._servers, self.addresses = [], []
+        self._servers, addresses = [], list[str]()
         for index in range(self._count):
             told = self._folder / f"{index}-{self._restarts}"
             listen = old[index] if old else self._listen_of(index)
             command = [*serve, "--shard", str(index), "--listen", listen, "--announce", str(told)]
             if index:
-                command += ["--of", old[0] if old else self.addresses[0]]
+                command += ["--of", old[0] if old else addresses[0]]
             self._servers.append(self._open(command))
             if not old:  # the others must know where the first one is
-                self._hear(index, told)
+                addresses.append(self._hear(index, told))
         for index in range(self._count if old else 0):
-            self._hear(index, self._folder / f"{index}-{self._restarts}")
+            addresses.append(self._hear(index, self._folder / f"{index}-{self._restarts}"))
+        self.addresses = addresses
 
-    def _hear(self, index: int, told: Path) -> None:
-        place = self._await(told, self._servers[index])
-        self.addresses.append(str(place["address"]))
+    def _hear(self, index: int, told: Path) -> str:
+        """A server's address, once it listens there."""
+        place = self._await(told, index)
         if index == 0:
             self.run_folder = str(place["folder"])
+        return str(place["address"])
 
     def _listen_of(self, index: int) -> str:
         """Where a server listens: the ports after the first one's, where that is given."""
         host, _, port = self._listen.rpartition(":")
         return f"{host}:{int(port) + index}" if int(port) else self._listen
 
-    def _await(self, told: Path, process: Process) -> dict[str, str | None]:
-        deadline = time.monotonic() + _START
+    def _await(self, told: Path, index: int) -> dict[str, str | None]:
+        deadline, process = time.monotonic() + _START, self._servers[index]
         while not told.exists():
-            if process.poll() is not None:
-                raise _Ended(process.returncode)
+            status = process.poll()
+            if status is not None:
+                raise _Killed(index) if status < 0 else _Ended(status)
             if time.monotonic() > deadline:
                 raise ShoalError("a server does not say where it listens")
             time.sleep(0.02)
@@ -126,6 +137,8 @@ class ServedJob:
             if first is not None and first >= 0:
                 return self._end(first)
             dead = [n for n, server in enumerate(self._servers) if (server.poll() or 0) < 0]
+            if dead and self._workers and not any(w.poll() != 0 for w in self._workers):
+                return 0  # they have seen the run's end, which is saved before it is told
             if dead:
                 self._restart(dead[0])
                 continue
@@ -145,6 +158,14 @@ class ServedJob:
         return self._end(1 if first.returncode is None else first.returncode)
 
     def _restart(self, dead: int) -> None:
+        self._end_killed(dead)
+        try:
+            self._start_servers()
+        except _Killed as killed:
+            self._restart(killed.index)
+
+    def _end_killed(self, dead: int) -> None:
+        """Say that a server was killed, and end the others with it."""
         name = signal.Signals(-(self._servers[dead].returncode)).name
         self._restarts += 1
         if self._restarts > RESTARTS:
@@ -156,7 +177,6 @@ class ServedJob:
             if server.poll() is None:
                 server.kill()
             server.wait()
-        self._start_servers()
 
     def _look_at(self, rank: int, worker: Process) -> None:
         code = worker.poll()
@@ -169,8 +189,10 @@ class ServedJob:
     def _end_without_workers(self) -> int:
         """Every worker has gone: with the run's end, or without one."""
         server = self._servers[0]
-        if self._ends(server, _SOON) or not any(worker.returncode for worker in self._workers):
-            return self._end(0 if self._ends(server, _GRACE) and not server.returncode else 1)
+        if self._ends(server, _SOON) and server.returncode >= 0:
+            return self._end(server.returncode)
+        if not any(worker.returncode for worker in self._workers):
+            return 0  # they have seen the run's end, which is saved before it is told
         server.send_signal(signal.SIGTERM)
         self._ends(server, _GRACE)
         print(f"shoal: error: no worker is left; go on with: shoal train --resume "
@@ -214,8 +236,16 @@ class ServedJob:
             yield
 
 
+class _Killed(Exception):
+    """A server was killed before it served."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+
 class _Ended(ShoalError):
     """A server that has said itself why it ended."""
 
     def __init__(self, status: int) -> None:
+        self.status = status
         super().__init__(f"a server ended with status {status} before it served")

@@ -384,13 +384,13 @@ class ServedWorker:
             raise RunFailed(over.reason)
         if not over.finished:
             return
+        self.finished = True
         try:
             self._pull()
         except Lost:
-            raise ShoalError("the run is over, but its servers ended before this worker had the "
-                             "last parameters") from None  # fmt: skip
-        self.finished = True
-        self._link.tell(p.Leave(worker=self._link.worker, epoch=self._link.epoch))
+            raise ShoalError("the run is over; its servers ended before the last pull") from None
+        with suppress(Lost):
+            self._link.tell(p.Leave(worker=self._link.worker, epoch=self._link.epoch))
 
 
 def _fold_node(node: Span, totals: dict[Span, float]) -> float:
