@@ -247,7 +247,7 @@ def _losses(seeds: range, steps: int) -> list[dict[str, Any]]:
 def _train(config: RunConfig) -> dict[str, float]:
     def train() -> dict[str, float]:
         with TemporaryDirectory() as folder, ExitStack() as stack:
-            training = start(config, recipe(config.recipe), join_world(), stack,
+            training = start(config, recipe(config.recipe).build, join_world(), stack,
                              runs=Path(folder), quiet=True)  # fmt: skip
             training.run()
             worker = training.worker

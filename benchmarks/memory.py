@@ -33,7 +33,10 @@ RUNS = [
     for name in DEPTHS
     for strategy in ("ddp", "zero1")
     for wire in ("shared_memory", "collective")
-] + [("12.2 M", name, "shared_memory") for name in ("ddp+int4", "diloco", "streaming_diloco")]
+] + [
+    ("12.2 M", name, "shared_memory")
+    for name in ("ddp+int4", "diloco", "streaming_diloco", "sparse_loco")
+]
 QUICK = [("default", "ddp", "shared_memory")]
 STEPS = 6
 

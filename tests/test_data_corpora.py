@@ -1,5 +1,6 @@
 """Where documents come from, and what is said about each kind of bad input."""
 
+import itertools
 import json
 import os
 import sys
@@ -7,8 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from shoal.data import files
 from shoal.data.config import DataConfig
 from shoal.data.corpora import documents, open_corpus
+from shoal.data.text import open_text
 from shoal.errors import ShoalError
 
 
@@ -18,7 +21,7 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 
 def read(source, **options) -> list[tuple[str, str]]:
-    return [tuple(document) for document in documents(DataConfig(source=str(source), **options))]
+    return [document[:2] for document in documents(DataConfig(source=str(source), **options))]
 
 
 def refused(source, **options) -> str:
@@ -198,3 +201,35 @@ def test_faults_of_a_hugging_face_data_set_name_it(monkeypatch):
     assert "no split named train" in refused("hf:x")
     offer(monkeypatch, FileNotFoundError("not on the hub"))
     assert "cannot open the data set hf:x: not on the hub" in refused("hf:x")
+
+
+@pytest.mark.parametrize("piece", [7, 100, 1001])
+def test_a_long_file_comes_in_pieces_and_is_one_document(tmp_path, monkeypatch, piece):
+    text = "über alles 😀 Wörter und\nZeilen, " * 40 + "unbroken" * 30 + " end"
+    (tmp_path / "a.txt").write_text("\ufeff" + text)
+    monkeypatch.setattr(files, "PIECE", piece)
+    found = list(documents(DataConfig(source=str(tmp_path / "a.txt"))))
+    assert len(found) > 1
+    assert "".join(document.text for document in found) == text
+    assert [document.ends for document in found] == [False] * (len(found) - 1) + [True]
+    assert all(document.text[-1].strip() and following.text[0] in " \n"
+               for document, following in itertools.pairwise(found))  # fmt: skip
+
+
+def test_a_byte_that_is_no_text_is_named_in_a_long_file_too(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_bytes("é x ".encode() * 50 + b"\xff" + b"y " * 50)
+    monkeypatch.setattr(files, "PIECE", 16)
+    with pytest.raises(ShoalError, match="byte 0xff at offset 250"):
+        list(documents(DataConfig(source=str(tmp_path / "a.txt"))))
+
+
+def test_pieces_have_the_tokens_of_the_whole(tmp_path, monkeypatch):
+    text = "Some words, numbers 123 and (code) in lines.\n  indented so\n\n" * 200
+    (tmp_path / "a.txt").write_text(text)
+    config = DataConfig(source=str(tmp_path / "a.txt"), vocab_size=300, sequence_length=8)
+    whole = open_text(config).train
+    monkeypatch.setattr(files, "PIECE", 64)
+    monkeypatch.setenv("SHOAL_CACHE", str(tmp_path / "another"))
+    pieces = open_text(config).train
+    assert len(whole) == len(pieces) > 100
+    assert all(bool((whole[n]["tokens"] == pieces[n]["tokens"]).all()) for n in range(len(whole)))

@@ -54,7 +54,7 @@ def targets(ground: Path, run: Path, first: int, stop: int, monkeypatch) -> int:
     monkeypatch.chdir(ground)
     monkeypatch.setenv("SHOAL_CACHE", str(ground / "cache"))
     config = run_config(run)
-    samples = recipe(config.recipe)(config, lambda text: None).samples("train")
+    samples = recipe(config.recipe).build(config, lambda text: None).samples("train")
     indices = Order(seed=config.seed, length=len(samples)).indices(first, stop)
     return sum(int((samples[i]["targets"] != NO_TARGET).sum()) for i in indices.tolist())
 

@@ -67,6 +67,11 @@ KNOBS: dict[str, tuple[tuple[str, ...], Any, Any]] = {
     "strategy": ((), "zero1", keeps_weights_and_changes("purposes")),
     "wire": ((), "collective", keeps_weights_and_changes("wire")),
     "workers": ((), 9, is_refused("workers is 9", "4 leaves")),
+    "shares": (
+        (),
+        "3,1",
+        is_refused("shares is '3,1'", "1 positive numbers"),
+    ),  # and see test_shares
     "threads": ((), 2, changes(threads=2)),
     "device": ((), "tpu", is_refused("device is 'tpu'", "cuda")),
     "precision": ((), "bf16", changes("weights")),
@@ -79,6 +84,12 @@ KNOBS: dict[str, tuple[tuple[str, ...], Any, Any]] = {
     "data.tokenizer": ((), "TOKENIZER", changes("weights", "shapes")),
     "data.vocab_size": ((), 280, changes("weights", "shapes")),
     "data.holdout": ((), 0.3, changes("samples", "weights")),
+    "data.label_field": ((), "class", is_refused("data.label_field", "'lm'")),
+    "data.target_field": ((), "de", is_refused("data.target_field", "'lm'")),
+    "data.target": ((), "other.txt", is_refused("data.target", "'lm'")),
+    "data.time_field": ((), "when", is_refused("data.time_field", "'lm'")),
+    "data.group_field": ((), "who", is_refused("data.group_field", "'lm'")),
+    "data.unreadable": ((), 0.5, is_refused("data.unreadable", "'lm'")),
     "model.path": ((), "nowhere", is_refused("model.path = nowhere")),
     "model.depth": ((), 2, changes("weights", "shapes")),
     "model.width": ((), 48, changes("weights", "shapes")),
@@ -87,6 +98,8 @@ KNOBS: dict[str, tuple[tuple[str, ...], Any, Any]] = {
     "model.hidden": ((), 40, changes("weights", "shapes")),
     "model.tied": ((), "false", changes("weights", "shapes")),
     "model.rope_theta": ((), 100.0, changes("weights")),
+    "model.kind": ((), "vit", is_refused("model.kind", "'lm'")),
+    "model.dropout": ((), 0.5, is_refused("model.dropout", "'lm'")),
     "model.norm_eps": ((), 0.1, changes("weights")),
     "batch.global_batch": ((), 4, changes("weights", position=16)),
     "batch.micro_batch": ((), 4, changes("weights", leaves=8)),
@@ -224,9 +237,8 @@ def _train(settings: tuple[str, ...], runs: Path) -> Outcome:
 
     import torch
 
-    from shoal.config import load
     from shoal.errors import ShoalError
-    from shoal.recipes.catalogue import recipe
+    from shoal.recipes.catalogue import configure, recipe
     from shoal.train.config import resolve
     from shoal.train.start import start
     from shoal.world.join import join_world
@@ -234,11 +246,11 @@ def _train(settings: tuple[str, ...], runs: Path) -> Outcome:
     found: Outcome = {}
     try:
         with ExitStack() as stack:
-            config = load(RunConfig, files=[Path("tiny.toml")], settings=[*SHORT, *settings])
+            config = configure(files=[Path("tiny.toml")], settings=[*SHORT, *settings])
             config = resolve(config)
             if config.servers.count:
                 return _served(config, runs, stack)
-            build, world = recipe(config.recipe), join_world({})
+            build, world = recipe(config.recipe).build, join_world({})
             training = start(config, build, world, stack, runs=runs, quiet=True)
             worker = training.worker
             seen: list[Any] = []

@@ -43,6 +43,7 @@ class Case:
     seed: int = 0
     bucket: int = layout.BUCKET
     """Elements a bucket."""
+    shares: tuple[float, ...] = ()
     poison: tuple[int, int, str] | None = None
     """(worker, step, what): `nan` or `inf` in this worker's gradient, or in its `loss`."""
 
@@ -126,7 +127,7 @@ def train(case: Case) -> dict[str, Any]:
     model = build(case)
     optimizer = build_optimizer(case, model)
     worker = shoal.join(model, optimizer, strategy=getattr(shoal, case.strategy)(), wire=case.wire,
-                        clip=case.clip, seed=case.seed, timeout=30)  # fmt: skip
+                        clip=case.clip, seed=case.seed, timeout=30, shares=case.shares)  # fmt: skip
     leaves: list[tuple[int, int, list[int]]] = []
     worker.leaf_observers.append(
         lambda leaf: leaves.append((worker.steps, leaf.number, leaf.indices))

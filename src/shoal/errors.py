@@ -1,5 +1,8 @@
 """The one exception that a person is meant to read."""
 
+from importlib import import_module
+from typing import Any
+
 
 class ShoalError(Exception):
     """A mistake or a fault that the user can act on.
@@ -8,3 +11,16 @@ class ShoalError(Exception):
     there is one, the next thing to do. The command line prints it without a traceback and
     exits with status 1.
     """
+
+
+def need(module: str, extra: str, purpose: str) -> Any:
+    """Import a module of an optional extra.
+
+    Raises ShoalError, with the command that installs it, where it is missing.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise ShoalError(
+            f"{purpose} needs {error.name}, which is not installed: pip install 'shoal[{extra}]'"
+        ) from None

@@ -51,7 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, compare, print the table. 1 where a run has failed."""
-    from shoal.recipes.catalogue import recipe
     from shoal.report.comparison import compare
     from shoal.report.plots import require_plotly
     from shoal.report.trial import trials
@@ -59,7 +58,6 @@ def run(args: argparse.Namespace) -> int:
     strategies = _strategies(args)
     links = _links(args)
     config = _configure(args)
-    recipe(config.recipe)
     require_plotly()
     output = args.output or Path(time.strftime("compare-%Y%m%d-%H%M%S"))
     chosen = trials(config, strategies, args.seeds, links, output / "runs")
@@ -114,17 +112,16 @@ def _configure(args: argparse.Namespace) -> RunConfig:
     """What all runs have in common. Measured about twenty times, unless the user says how often."""
     from dataclasses import replace
 
-    from shoal.config import load
+    from shoal.recipes.catalogue import configure, words
     from shoal.strategy.options import HogwildConfig, LocalConfig
     from shoal.strategy.servers import NOTHING_SET
-    from shoal.train.config import EvaluationConfig, RunConfig, validate
+    from shoal.train.config import EvaluationConfig, validate
 
-    files = [Path(word) for word in args.what if word.endswith(".toml")]
-    recipes = [f"recipe={word}" for word in args.what if not word.endswith(".toml")]
+    files, recipes = words(args.what)
     settings = [*recipes, *settings_of(args)]
     if args.hosts is not None:
         settings.append(f"workers={args.hosts}")
-    config = load(RunConfig, base=DEFAULTS, files=files, settings=settings)
+    config = configure(base=DEFAULTS, files=files, settings=settings)
     plain = replace(config, local=LocalConfig(), servers=NOTHING_SET, hogwild=HogwildConfig())
     validate(replace(plain, strategy="ddp"))  # each strategy: see `trials`
     if config.records.every != 1:

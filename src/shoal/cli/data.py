@@ -1,8 +1,14 @@
 """`shoal data list | get NAME | show NAME`: the corpora, and what is in them."""
 
+from __future__ import annotations
+
 import argparse
 import sys
 import textwrap
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shoal.data.entry import Entry
 
 FIRST_LINES = 12
 """How much `show` prints of the first document."""
@@ -44,10 +50,11 @@ def _list() -> int:
     from shoal.data.corpora import is_fetched
 
     for entry in CATALOGUE.values():
-        print(f"{entry.name:<10} {entry.what} ({entry.size})")
+        print(f"{entry.name:<10} {entry.kind}: {entry.what} ({entry.size})")
         print(f"{'':<10} licence: {entry.licence}")
         print(f"{'':<10} fetched: {'yes' if is_fetched(entry) else 'not yet'}; {entry.how}")
-    print("\nYour own text: a file, a folder, a glob, a .jsonl file or hf:NAME as data.source.")
+    print("\nYour own text: a file, a folder, a glob, a .jsonl file or hf:NAME as data.source; the")
+    print("forms of other data are in docs/recipes.md.")
     return 0
 
 
@@ -55,12 +62,16 @@ def _get(name: str) -> int:
     from shoal.data.catalogue import named
     from shoal.data.config import DataConfig
     from shoal.data.corpora import is_fetched, kept_folder, open_corpus
+    from shoal.data.source import fetched
 
     entry = named(name)
     if is_fetched(entry):
         print(f"{name} is here already: {kept_folder(entry)}")
         return 0
-    open_corpus(DataConfig(source=name), _say)
+    if entry.read is None:
+        fetched(entry, _say)
+    else:
+        open_corpus(DataConfig(source=name), _say)
     print(f"{name} is here now: {kept_folder(entry)}")
     return 0
 
@@ -70,6 +81,8 @@ def _show(source: str, text_field: str) -> int:
     from shoal.data.config import DataConfig
     from shoal.data.corpora import documents
 
+    if source in CATALOGUE and CATALOGUE[source].read is None:
+        return _show_files(CATALOGUE[source])
     number = characters = 0
     first = None
     for document in documents(DataConfig(source=source, text_field=text_field), _say):
@@ -92,4 +105,20 @@ def _show(source: str, text_field: str) -> int:
     ]
     for line in lines[:FIRST_LINES]:
         print(f"  {line}".rstrip())
+    return 0
+
+
+def _show_files(entry: Entry) -> int:
+    """The files of data that is not plain text: the form in which users bring their own."""
+    from shoal.data.source import fetched
+
+    folder = fetched(entry, _say) / "files"
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    print(f"name        {entry.name}")
+    print(f"what        {entry.what}")
+    print(f"licence     {entry.licence}")
+    print(f"folder      {folder}")
+    print(f"files       {len(files):,}, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
+    for path in files[:FIRST_LINES]:
+        print(f"  {path.relative_to(folder)}  {path.stat().st_size:,} bytes")
     return 0

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal.cli import micro_batch
 from shoal.cli.train import add_run_options, configure
 from shoal.errors import ShoalError
 
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", nargs="*", metavar="RECIPE | FILE.toml",
                         help="what is trained, as in `shoal train`")  # fmt: skip
     add_run_options(parser)
+    micro_batch.add_arguments(parser, memory=False)
     parser.add_argument("--listen", metavar="tcp://HOST:PORT", default="tcp://127.0.0.1:0",
                         help="the first server's address; the others take the ports after it "
                         "(this machine alone, any free port)")  # fmt: skip
@@ -42,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from shoal.strategy.parts import Servers
     from shoal.train.config import strategy_of
 
+    micro_batch.require_number(args)
     config = configure(args)
     if not isinstance(strategy_of(config).owner, Servers):
         raise ShoalError(
@@ -99,14 +102,30 @@ def start(args: argparse.Namespace, config: RunConfig, *, workers: int) -> int:
         job = ServedJob(
             [*shoal, "serve", *_without(words, "--listen")],
             [*shoal, "serve", *key, *(["--json"] if args.json else [])],
-            [*shoal, "train", *key],
+            [*shoal, "train", *(word for word in args.what if word.endswith(".py")), *key],
             servers=config.servers.count or 1,
             workers=workers,
             listen=getattr(args, "listen", "tcp://127.0.0.1:0"),
             threads=config.threads,
             folder=folder,
         )
-        return job.run()
+        status = job.run()
+    if status == 0 and job.run_folder is not None:
+        _judge(Path(job.run_folder), json_lines=args.json)
+    return status
+
+
+def _judge(folder: Path, *, json_lines: bool) -> None:
+    """The finished model beside simple methods, where its task has some."""
+    from shoal.recipes.finished import open_run
+    from shoal.tasks.base import Applied
+    from shoal.train.results import judge, results_table, write_results
+
+    run = open_run(folder)
+    if isinstance(run.task, Applied):
+        results = judge(run.task, run.model)
+        write_results(folder, results, step=run.checkpoint.step)
+        print(results_table(results), file=sys.stderr if json_lines else sys.stdout)
 
 
 def key_of(args: argparse.Namespace, config: RunConfig | None = None) -> Key | None:

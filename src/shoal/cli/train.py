@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from shoal.cli import micro_batch
 from shoal.errors import ShoalError
 
 if TYPE_CHECKING:
@@ -24,10 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         nargs="*",
-        metavar="RECIPE | FILE.toml",
-        help="a recipe by name, and files of settings; the last one wins",
+        metavar="RECIPE | FILE.py | FILE.toml",
+        help="a recipe by name or of your own, and files of settings; the last one wins",
     )
     add_run_options(parser)
+    micro_batch.add_arguments(parser)
     parser.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run's folder")
     parser.add_argument("--runs", type=Path, metavar="DIR",
                         help="where a new run's folder is made (runs)")  # fmt: skip
@@ -47,6 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """The options that set keys of the configuration, shared by train and verify."""
     parser.add_argument("--workers", type=int, metavar="N", help="processes that share the work")
+    parser.add_argument("--shares", metavar="auto | 3,1",
+                        help="unequal parts of a step for unequal workers; equal bits")  # fmt: skip
     parser.add_argument("--strategy", metavar="NAME",
                         help="how they agree; `shoal strategies` lists them")  # fmt: skip
     parser.add_argument("--servers", type=int, metavar="N", help="parameter servers (1)")
@@ -66,7 +70,8 @@ def settings_of(args: argparse.Namespace) -> list[str]:
 
     settings: list[str] = []
     keys = {"workers": "workers", "servers": "servers.count", "strategy": "strategy",
-            "wire": "wire", "data": "data.source", "model": "model.path"}  # fmt: skip
+            "shares": "shares", "wire": "wire", "data": "data.source",
+            "model": "model.path"}  # fmt: skip
     settings += [
         f"{key}={value}"
         for flag, key in keys.items()
@@ -75,17 +80,19 @@ def settings_of(args: argparse.Namespace) -> list[str]:
     for unit in ("steps", "tokens", "epochs"):
         if getattr(args, unit) is not None:
             settings += budget_settings(unit, getattr(args, unit))
-    return [*settings, *args.set]
+    return [*settings, *micro_batch.settings_of(args), *args.set]
 
 
 def configure(args: argparse.Namespace) -> RunConfig:
     """Defaults, then recipe and files, then flags; or a run's own configuration, on a resume."""
     from shoal.config import load
+    from shoal.recipes import catalogue as recipes
     from shoal.train.config import RunConfig, resolve
     from shoal.train.folder import require_same_run, run_config
 
     if args.resume is not None:
-        if args.what:
+        recipes.words(args.what)
+        if not all(word.endswith(".py") for word in args.what):
             raise ShoalError("a resumed run has its recipe already; give --resume RUN alone")
         if args.runs is not None:
             raise ShoalError("--runs has no effect on a resumed run, which has its folder already")
@@ -95,34 +102,34 @@ def configure(args: argparse.Namespace) -> RunConfig:
         given = resolve(load(RunConfig, base=base, settings=settings_of(args)))
         require_same_run(stored, given)
         return given
-    files = [Path(word) for word in args.what if word.endswith(".toml")]
-    recipes = [f"recipe={word}" for word in args.what if not word.endswith(".toml")]
-    config = load(RunConfig, files=files, settings=[*recipes, *settings_of(args)])
-    return resolve(config)
+    files, named = recipes.words(args.what)
+    return resolve(recipes.configure(files=files, settings=[*named, *settings_of(args)]))
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, here or in workers that this process starts."""
     from shoal.world.seat import seat_size
 
+    size = seat_size(os.environ)
+    micro_batch.require_sense(args, seats=size)
     if args.join is not None:
         return join(args)
+    if args.workers is None and args.resume is None:
+        args.workers = size
     config = configure(args)
-    size = seat_size(os.environ)
-    if size is not None and size != config.workers:
-        if args.workers is not None or args.resume is not None:
-            raise ShoalError(
-                f"the run has {config.workers} workers, but this process was started as one of "
-                f"{size}; pass --workers {size} to train with {size}"
-            )
-        config = _with_workers(config, size)
+    if size not in (None, config.workers):
+        raise ShoalError(
+            f"the run has {config.workers} workers, but this process was started as one of "
+            f"{size}; pass --workers {size} to train with {size}"
+        )
+    config = micro_batch.decide(args, config)
     if args.dry_run:
         from shoal.plan.describe import describe
         from shoal.plan.memory import program_bytes
         from shoal.recipes.catalogue import recipe
 
         program = program_bytes()  # before the corpus passes through this process
-        task = recipe(config.recipe)(config, lambda text: print(text, file=sys.stderr))
+        task = recipe(config.recipe).build(config, lambda text: print(text, file=sys.stderr))
         print(describe(config, task, program=program).text())
         return 0
     if _is_served(config):
@@ -155,19 +162,21 @@ def _is_served(config: RunConfig) -> bool:
 def join(args: argparse.Namespace) -> int:
     """Be a worker of a run that is served somewhere, which says what is trained."""
     from shoal.cli.serve import key_of
-    from shoal.recipes.catalogue import recipe
+    from shoal.recipes.catalogue import recipe, words
     from shoal.strategy.serving.link import RunFailed
     from shoal.train.served import configuration_at, train_served
     from shoal.world.launch import LAUNCHED, PEER_LOST, end_with_parent
 
-    if args.what or args.resume or args.runs or settings_of(args):
+    words(args.what)
+    own = all(word.endswith(".py") for word in args.what)
+    if not own or args.resume or args.runs or settings_of(args):
         raise ShoalError("a worker takes what it trains from the run that it joins; give --join "
                          "ADDRESS and --key FILE alone")  # fmt: skip
     end_with_parent()
     key = key_of(args)
     config = configuration_at(args.join, key)
     try:
-        finished = train_served(config, recipe(config.recipe), args.join, key, rank=args.rank)
+        finished = train_served(config, recipe(config.recipe).build, args.join, key, rank=args.rank)
     except RunFailed:
         if LAUNCHED not in os.environ:
             raise
@@ -188,7 +197,7 @@ def work(args: argparse.Namespace, config: RunConfig) -> int:
     training: Training | None = None
     try:
         with ExitStack() as stack:
-            training = start(config, recipe(config.recipe), world, stack,
+            training = start(config, recipe(config.recipe).build, world, stack,
                              resume=args.resume, runs=args.runs or Path("runs"),
                              json_lines=args.json)  # fmt: skip
             finished = training.run()
@@ -221,32 +230,41 @@ def _finish(training: Training, finished: bool) -> int:
             f"stopped after step {training.worker.steps}; go on with: shoal train --resume {folder}"
         )
         return INTERRUPTED
-    hints = [
+    training.progress.finish(folder, hints=_hints(training))
+    training.progress.note(f"weights SHA-256: {training.worker.weights_hash()}")
+    _judge(training)
+    return 0
+
+
+def _hints(training: Training) -> list[str]:
+    from shoal.tasks.language_model import LanguageModel
+
+    folder = training.folder
+    if not isinstance(training.task, LanguageModel):
+        return [f"shoal predict {folder}", f"shoal eval {folder}", "shoal recipes"]
+    return [
         f"shoal generate {folder} --prompt 'The '",
         f"shoal eval {folder}",
         "shoal verify",
         "shoal train --data sotu --tokens 2000000 --workers 2",
+        "shoal recipes",
     ]
-    training.progress.finish(folder, hints=hints)
-    training.progress.note(f"weights SHA-256: {training.worker.weights_hash()}")
-    _sample(training)
-    return 0
 
 
-def _sample(training: Training) -> None:
-    """A taste of what the model writes, where its task has a tokenizer."""
-    tokenizer = getattr(training.task, "tokenizer", None)
-    if tokenizer is None:
-        return
-    from shoal.models.generate import generate
+def _judge(training: Training) -> None:
+    """The model beside simple methods, and a taste of what it writes."""
+    from shoal.tasks.base import Applied
+    from shoal.tasks.language_model import LanguageModel
+    from shoal.train.results import judge, results_table, write_results
 
-    text = "".join(generate(training.worker.model, tokenizer, "The ", tokens=80, seed=0))
-    training.progress.note(f"a sample: The {text}")
+    task, model = training.task, training.worker.model
+    if isinstance(task, Applied):
+        training.progress.note("measuring all held-out samples, and the baselines on them")
+        results = judge(task, model)
+        write_results(training.folder, results, step=training.worker.steps)
+        training.progress.note(results_table(results))
+    if isinstance(task, LanguageModel):
+        from shoal.models.generate import generate
 
-
-def _with_workers(config: RunConfig, workers: int) -> RunConfig:
-    import dataclasses
-
-    from shoal.train.config import resolve
-
-    return resolve(dataclasses.replace(config, workers=workers))
+        text = "".join(generate(model, task.tokenizer, "The ", tokens=80, seed=0))
+        training.progress.note(f"a sample: The {text}")

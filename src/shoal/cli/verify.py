@@ -25,6 +25,9 @@ DEFAULTS = {
 }
 """A small configuration, where the user gives no other: eight leaves, half a minute in all."""
 
+NO_EPOCHS = {"budget.epochs": None}
+"""Other recipes count in passes over their data, and are proved over a few steps."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `shoal verify`."""
@@ -48,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     wires = [config.wire] if config.wire != "auto" else ["shared_memory", "collective"]
     torch.set_num_threads(1)
     chosen = variants(args.at, wires)
-    build = recipe(config.recipe)
+    build = recipe(config.recipe).build
     build(config, lambda text: print(text, file=sys.stderr))  # prepare the data once
     outcomes: list[Outcome] = []
     with tempfile.TemporaryDirectory(prefix="shoal-verify-") as scratch:
@@ -84,6 +87,7 @@ def _configure(args: argparse.Namespace) -> RunConfig:
 
     from shoal.config import load
     from shoal.errors import ShoalError
+    from shoal.recipes.catalogue import configure, words
     from shoal.train.config import RunConfig, resolve
     from shoal.train.records import RecordsConfig
 
@@ -91,9 +95,11 @@ def _configure(args: argparse.Namespace) -> RunConfig:
         raise ShoalError(f"--at takes numbers of workers from 1, not {args.at}")
     if args.workers is not None:
         raise ShoalError("--workers has no effect here: say --at 1 2 3 4")
-    files = [Path(word) for word in args.what if word.endswith(".toml")]
-    recipes = [f"recipe={word}" for word in args.what if not word.endswith(".toml")]
-    config = load(RunConfig, base=DEFAULTS, files=files, settings=[*recipes, *settings_of(args)])
+    files, recipes = words(args.what)
+    settings = [*recipes, *settings_of(args)]
+    text = load(RunConfig, files=files, settings=settings).recipe == RunConfig().recipe
+    base = DEFAULTS if text else {"budget.steps": DEFAULTS["budget.steps"], **NO_EPOCHS}
+    config = configure(base=base, files=files, settings=settings)
     config = replace(config, workers=max(args.at), records=RecordsConfig(tensorboard=False))
     if config.budget.steps is None:
         raise ShoalError("verify counts in steps: give --steps N instead of tokens or epochs")

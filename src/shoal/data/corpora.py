@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shoal.data.cache import Say, cache_folder, digest, prepared, silent
-from shoal.data.catalogue import CATALOGUE, Entry
+from shoal.data.catalogue import CATALOGUE, names_of
 from shoal.data.config import DataConfig
 from shoal.data.document import Document
+from shoal.data.entry import Entry
 from shoal.data.files import file_documents, files_fingerprint, find_files
 from shoal.errors import ShoalError
 
@@ -51,6 +52,11 @@ def open_corpus(config: DataConfig, say: Say = silent) -> Corpus:
         ShoalError: no such corpus, or it cannot be fetched or read.
     """
     if config.source in CATALOGUE:
+        if CATALOGUE[config.source].kind != "text":
+            raise ShoalError(
+                f"data.source is {config.source!r}, which holds {CATALOGUE[config.source].kind}; "
+                f"this recipe reads text: {', '.join(names_of('text'))}, or your own files"
+            )
         return _from_catalogue(CATALOGUE[config.source], say)
     if config.source.startswith(HF_PREFIX):
         from shoal.data.huggingface import open_dataset
@@ -59,7 +65,7 @@ def open_corpus(config: DataConfig, say: Say = silent) -> Corpus:
             config.source.removeprefix(HF_PREFIX), config.text_field
         )
         return Corpus(name=name, fingerprint=digest("hf", fingerprint), read=read)
-    files = find_files(config.source, known=tuple(CATALOGUE))
+    files = find_files(config.source, known=names_of("text"))
     field = config.text_field
     return Corpus(
         name=config.source,
@@ -80,27 +86,31 @@ def is_fetched(entry: Entry) -> bool:
 
 def kept_folder(entry: Entry) -> Path:
     """Where the corpus lies in the cache once it is fetched."""
-    return cache_folder() / "corpora" / _key(entry)
+    return cache_folder() / "corpora" / key_of(entry)
 
 
-def _key(entry: Entry) -> str:
+def key_of(entry: Entry) -> str:
+    """The name of its folder in the cache."""
     return f"{entry.name}-{digest(entry.version())[:12]}"
 
 
 def _from_catalogue(entry: Entry, say: Say) -> Corpus:
+    read = entry.read
+    assert read is not None
+
     def build(partial: Path) -> None:
         work = partial / "work"
         work.mkdir()
         total = hashlib.sha256()
         with (partial / "documents.jsonl").open("wb") as file:
-            for document in entry.read(work, say):
+            for document in read(work, say):
                 row = json.dumps(document._asdict(), ensure_ascii=False).encode() + b"\n"
                 total.update(row)
                 file.write(row)
         (partial / "sha256").write_text(total.hexdigest())
         shutil.rmtree(work)
 
-    folder = prepared("corpora", _key(entry), build, say)
+    folder = prepared("corpora", key_of(entry), build, say)
     return Corpus(
         name=entry.name,
         fingerprint=digest("catalogue", (folder / "sha256").read_text()),

@@ -10,3 +10,6 @@ class Document(NamedTuple):
     """Unique within the corpus, the same on every machine; it decides the held-out split."""
 
     text: str
+
+    ends: bool = True
+    """False for a piece of a long text, of which another one follows."""

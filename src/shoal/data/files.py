@@ -1,5 +1,6 @@
 """Documents from the user's own files: text files, folders, globs and JSON lines."""
 
+import codecs
 import difflib
 import glob
 import hashlib
@@ -11,12 +12,16 @@ from pathlib import Path
 
 from shoal.data.cache import Say, digest, prepared, silent
 from shoal.data.document import Document
+from shoal.data.tokenizer import last_cut
 from shoal.errors import ShoalError
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
 """What a folder is searched for. A glob takes whatever it matches."""
 
 HASH_BLOCK = 1 << 20
+
+PIECE = 1 << 23
+"""Bytes of a file that are read at once, and at most become one piece of a document."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +75,7 @@ def file_documents(files: list[FoundFile], text_field: str) -> Iterator[Document
             if file.path.suffix.lower() == ".jsonl":
                 yield from _rows(file, text_field)
             else:
-                yield Document(file.name, _text(file.path))
+                yield from _whole(file)
         except OSError as error:
             raise ShoalError(f"cannot read {file.path}: {error.strerror or error}") from error
 
@@ -131,8 +136,31 @@ def _hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
-def _text(path: Path) -> str:
-    return decoded(path.read_bytes(), str(path))
+def _whole(file: FoundFile) -> Iterator[Document]:
+    """A file as one document; a long one in pieces, so that memory never holds it whole."""
+    size = file.path.stat().st_size
+    if size <= PIECE:
+        yield Document(file.name, decoded(file.path.read_bytes(), str(file.path)))
+        return
+    kept, offset = "", 0
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    with file.path.open("rb") as data:
+        while block := data.read(PIECE):
+            pending = len(decoder.getstate()[0])  # bytes of a character that was cut
+            try:
+                text = kept + decoder.decode(block, final=offset + len(block) >= size)
+            except UnicodeDecodeError:
+                # Said by the function that says it of all files.
+                raw = decoder.getstate()[0][:pending] + block
+                decoded(raw, str(file.path), offset - pending)
+                raise
+            if offset == 0:
+                text = text.removeprefix("\ufeff")
+            offset += len(block)
+            cut = last_cut(text) if offset < size else len(text)
+            kept = text[cut:]
+            if cut:
+                yield Document(file.name, text[:cut], ends=offset >= size)
 
 
 def _rows(file: FoundFile, text_field: str) -> Iterator[Document]:

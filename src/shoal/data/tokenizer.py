@@ -24,6 +24,9 @@ MOST_TRAINING_CHARACTERS = 200_000_000
 LONG_PIECE = 1 << 18
 """Characters after which a long document is cut for encoding: it bounds the memory needed."""
 
+TRAINING_PIECE = 1 << 13
+"""The same for the trainer, which holds 256 pieces at once, at 20 times their size."""
+
 # Where a cut leaves the tokens of a byte-level BPE as they were: its words end where a space
 # begins, and what it does with spaces depends on what follows them.
 _CUT = re.compile(r"\S(?=[ \n\r\t])")
@@ -128,6 +131,15 @@ def pieces(text: str, limit: int = LONG_PIECE) -> Iterator[str]:
         yield text[start:] if start else text
 
 
+def last_cut(text: str) -> int:
+    """The last place at which `pieces` could cut a text; 0 where there is none."""
+    for end in (1 << 10, len(text)):  # there is nearly always one close to the end
+        found = list(_CUT.finditer(text, max(0, len(text) - end)))
+        if found:
+            return found[-1].end()
+    return 0
+
+
 def _trained(texts: Iterable[str], vocab_size: int) -> Any:
     inner = tokenizers.Tokenizer(tokenizers.models.BPE())
     inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -149,7 +161,7 @@ def _beginning(texts: Iterable[str], say: Say) -> Iterator[str]:
         if left <= 0:
             say(f"the vocabulary is learnt from the first {MOST_TRAINING_CHARACTERS} characters")
             return
-        yield from pieces(text[:left])  # the trainer needs much memory for one long text
+        yield from pieces(text[:left], TRAINING_PIECE)
         left -= len(text)
 
 

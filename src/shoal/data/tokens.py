@@ -1,6 +1,5 @@
 """A corpus as one memory-mapped file of token numbers, training documents first."""
 
-import hashlib
 import json
 import time
 from array import array
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from shoal.data.cache import Say, digest, prepared, silent
 from shoal.data.document import Document
+from shoal.data.split import share_of
 from shoal.data.tokenizer import Tokenizer, pieces
 from shoal.errors import ShoalError
 
@@ -103,7 +103,7 @@ def _encode(
                 length += len(numbers)
                 if ends is not None:
                     lengths.append(length)
-                    shares.append(_share(ends))
+                    shares.append(share_of(ends))
                     length = 0
             if time.monotonic() - told > 2:
                 told = time.monotonic()
@@ -116,23 +116,17 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[tuple[str, str | No
     """Pieces of documents; the last piece of a document carries its name."""
     batch: list[tuple[str, str | None]] = []
     size = 0
-    for name, text in documents:
+    for name, text, ends in documents:
         left = len(text)
         for piece in pieces(text):
             left -= len(piece)
             size += len(piece)
-            batch.append((piece, None if left else name))
+            batch.append((piece, name if ends and not left else None))
             if size >= BATCH_CHARACTERS:
                 yield batch
                 batch, size = [], 0
     if batch:
         yield batch
-
-
-def _share(name: str) -> float:
-    """The name's hash as a fraction of all hashes, in [0, 1)."""
-    first = hashlib.sha256(name.encode(errors="surrogatepass")).digest()[:6]
-    return int.from_bytes(first, "big") / 2**48
 
 
 def _split(

@@ -26,6 +26,7 @@ from shoal.exchange.leaves import Leaves
 from shoal.exchange.tree import (
     Accumulation,
     BlockSum,
+    Parts,
     Span,
     accumulations,
     cover,
@@ -66,9 +67,11 @@ class Exchange:
         wire: Wire,
         ledger: Ledger,
         update: Update,
+        parts: Parts = (),
     ) -> None:
-        """`parameters` are in the layout's order."""
+        """`parameters` are in the layout's order; `parts` are the workers' of each step."""
         self.layout, self.wire, self.ledger, self.update = layout, wire, ledger, update
+        self._parts = parts
         self._dtype = parameters[0].dtype
         self.leaves = Leaves(
             layout,
@@ -90,8 +93,8 @@ class Exchange:
     def begin(self, leaves: int) -> None:
         """Prepare for a step of `leaves` leaves, at any earlier step's end."""
         self._leaves = leaves
-        self._mine, self._nodes, plan, self._needed = _arithmetic(
-            leaves, self.wire.size, self.wire.rank
+        self._held, self._nodes, plan, self._needed = _arithmetic(
+            leaves, self.wire.size, self.wire.rank, self._parts
         )
         self.leaves.begin(plan)
         self._said: list[tuple[float, int]] = []
@@ -175,8 +178,8 @@ class Exchange:
 
     def _say_counts(self, stop: bool) -> None:
         """Tell everybody my leaves' loss sums and counts, before the last backward begins."""
-        widest = share(self._leaves, self.wire.size, 0)
-        row = np.zeros(1 + 2 * (widest.stop - widest.start))
+        widest = max(held.stop - held.start for held in self._held)
+        row = np.zeros(1 + 2 * widest)
         row[0] = stop
         row[1 : 1 + 2 * len(self._said)] = np.ravel(self._said)
         self._counts = self.wire.gather(torch.from_numpy(row))
@@ -194,7 +197,7 @@ class Exchange:
             count, stop = 0, False
             for worker, gathered in enumerate(self._counts.wait()):
                 row = gathered.tolist()
-                first, last = share(self._leaves, self.wire.size, worker)
+                first, last = self._held[worker]
                 stop = stop or bool(row[0])
                 for leaf in range(first, last):
                     loss, targets = row[1 + 2 * (leaf - first) :][:2]
@@ -227,12 +230,12 @@ class Exchange:
 
 @functools.cache
 def _arithmetic(
-    leaves: int, workers: int, rank: int
-) -> tuple[Span, list[list[Span]], list[Accumulation], int]:
-    """My leaves, everybody's nodes, my plan, and the slots needed: equal in every full step."""
-    held = [share(leaves, workers, worker) for worker in range(workers)]
+    leaves: int, workers: int, rank: int, parts: Parts
+) -> tuple[list[Span], list[list[Span]], list[Accumulation], int]:
+    """Everybody's leaves and nodes, my plan, and the slots needed: equal in every full step."""
+    held = [share(leaves, workers, worker, parts) for worker in range(workers)]
     return (
-        held[rank],
+        held,
         [cover(leaves, span) for span in held],
         accumulations(leaves, held[rank]),
         max((slots_needed(leaves, span) for span in held), default=1),

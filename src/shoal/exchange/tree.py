@@ -9,6 +9,7 @@ bits, at any number of workers.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
@@ -32,15 +33,41 @@ class Span(NamedTuple):
         return Span(self.start, middle), Span(middle, self.stop)
 
 
-def share(leaves: int, workers: int, rank: int) -> Span:
-    """The contiguous leaves of one worker; shares differ by at most one leaf.
+Parts = tuple[float, ...]
+"""How large a part of each step each worker takes, such as (3, 1); empty: equal parts."""
+
+
+def share(leaves: int, workers: int, rank: int, parts: Parts = ()) -> Span:
+    """The contiguous leaves of one worker; equal shares differ by at most one leaf.
+
+    With `parts`, a number for each worker, the leaves are dealt in their proportion, and
+    nobody goes without while there are leaves for all.
 
     >>> [tuple(share(8, 3, rank)) for rank in range(3)]
     [(0, 3), (3, 6), (6, 8)]
+    >>> [tuple(share(8, 2, rank, (3, 1))) for rank in range(2)]
+    [(0, 6), (6, 8)]
     """
+    if parts:
+        dealt = _deal(leaves, parts)
+        return Span(sum(dealt[:rank]), sum(dealt[: rank + 1]))
     small, larger = divmod(leaves, workers)
     start = rank * small + min(rank, larger)
     return Span(start, start + small + (rank < larger))
+
+
+@functools.cache
+def _deal(leaves: int, parts: Parts) -> list[int]:
+    """Whole numbers of leaves in the proportion of `parts`: the largest remainders round up."""
+    exact = [leaves * part / sum(parts) for part in parts]
+    dealt = [int(number) for number in exact]
+    neediest = sorted(range(len(parts)), key=lambda n: (dealt[n] - exact[n], n))
+    for worker in neediest[: leaves - sum(dealt)]:
+        dealt[worker] += 1
+    while leaves >= len(parts) and 0 in dealt:
+        dealt[dealt.index(max(dealt))] -= 1
+        dealt[dealt.index(0)] += 1
+    return dealt
 
 
 def cover(leaves: int, held: Span) -> list[Span]:

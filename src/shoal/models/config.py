@@ -45,6 +45,8 @@ class ModelConfig:
 
     path: str | None = None
     """A Hugging Face folder or hub name; every other field must then keep its default."""
+    kind: str | None = None
+    """Which network, in recipes that have several."""
     depth: int = 3
     """Number of layers, and the one dial for size."""
     width: int | None = None
@@ -61,6 +63,8 @@ class ModelConfig:
     """Base of the rotary positions' wavelengths."""
     norm_eps: float = 1e-5
     """Added to a mean square before its root is taken."""
+    dropout: float = 0.0
+    """The share of features that a step leaves out, in recipes that offer it."""
 
     def __post_init__(self) -> None:
         """Refuse sizes that do not fit together."""
@@ -74,6 +78,8 @@ class ModelConfig:
         for key in ("rope_theta", "norm_eps"):
             if not getattr(self, key) > 0:
                 raise ShoalError(f"model.{key} must be positive, not {getattr(self, key)}")
+        if not 0 <= self.dropout < 1:
+            raise ShoalError(f"model.dropout is {self.dropout}: it is a share, below 1")
         sizes = self.dimensions
         if sizes.width % sizes.heads:
             raise ShoalError(

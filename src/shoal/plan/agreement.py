@@ -17,6 +17,8 @@ from shoal.exchange.units import (
 )
 from shoal.strategy.lost_updates import MOST as CANARIES
 from shoal.strategy.parts import Delta, Gradient, Servers, SharedMemory, Strategy
+from shoal.strategy.phases import phases_of
+from shoal.wire.collective import CollectiveWire
 
 FP32 = 4
 
@@ -24,6 +26,11 @@ FP32 = 4
 def is_sharded(strategy: Strategy) -> bool:
     """Whether the optimizer's state of a shard lies with its owner alone."""
     return isinstance(strategy.payload, Gradient) and strategy.update == "owner"
+
+
+def sums_by_tree(phase: Strategy) -> bool:
+    """Whether workers add one tree up together, in buffers that the wire reaches."""
+    return isinstance(phase.payload, Gradient) and isinstance(phase.codec, Identity)
 
 
 def bytes_sent_a_step(
@@ -37,7 +44,7 @@ def bytes_sent_a_step(
     if isinstance(strategy.owner, SharedMemory):  # all write one copy in place
         return 0
     owned = FP32 * sum(piece.length for piece in layout.owned(rank)) * (workers - 1)
-    if isinstance(strategy.payload, Gradient) and isinstance(strategy.codec, Identity):
+    if sums_by_tree(strategy):
         partials = len(cover(leaves, share(leaves, workers, rank)))
         others = layout.elements - sum(piece.length for piece in layout.owned(rank))
         return FP32 * partials * others + owned
@@ -49,27 +56,56 @@ def bytes_sent_a_step(
     return both // payload.inner_steps if isinstance(payload, Delta) else both
 
 
-def bytes_held(strategy: Strategy, layout: Layout, workers: int) -> int:
-    """Memory of a worker beside weights, gradients and the optimizer's state."""
+def held_for_agreement(
+    strategy: Strategy, layout: Layout, workers: int, *, shared_memory: bool = True
+) -> dict[str, int]:
+    """Memory of a worker beside weights, gradients and the optimizer's state, by what holds it.
+
+    Of local steps, with n bytes of parameters: the replica, the outgoing delta, the outer
+    optimizer's momentum (torch.zeros touches all of it, though an owner uses its part), what
+    the codec remembers, and one more copy while a round is checked for infinities, or while
+    held-out samples are measured with the replica. What a phase before has coded stays
+    beside all this: its buffers until the wire closes, the rest until Python next looks for
+    cycles.
+    """
+    weights = FP32 * layout.elements
     if isinstance(strategy.owner, SharedMemory):  # a private copy, canaries and their ones
-        return FP32 * (layout.elements + 2 * min(layout.elements, CANARIES))
+        return {"agreement": weights + FP32 * 2 * min(layout.elements, CANARIES)}
     if isinstance(strategy.owner, Servers):
         delta = isinstance(strategy.payload, Delta)  # where the lease began, and how far it came
         owed = not isinstance(strategy.codec, Identity)
         arrived = 1  # parameters that the transport has, and that are not copied yet
-        return FP32 * layout.elements * (arrived + 2 * delta + owed)
-    exact = isinstance(strategy.codec, Identity)
-    if isinstance(strategy.payload, Gradient) and exact:
-        return 0
-    weights = FP32 * layout.elements
-    out, back = (groups[-1].pieces[-1].stop for groups in _groups(strategy, layout, workers))
-    held = out + back * (1 + (workers > 1))
-    if not exact:  # what is owed, of contributions and of results
-        held += weights + weights // workers
+        return {"agreement": weights * (arrived + 2 * delta + owed)}
+    *before, last = (
+        _coded_bytes(phase, layout, workers, shared_memory) for phase in phases_of(strategy)
+    )
     if isinstance(strategy.payload, Delta):
-        momentum = weights // workers if strategy.update == "owner" else weights
-        held += 2 * weights + momentum * bool(strategy.payload.outer.momentum)
-    return held
+        replica, outgoing, copy = weights, weights, weights
+        last += replica + outgoing + copy + weights * bool(strategy.payload.outer.momentum)
+    table = {"agreement": last, "the phase before": sum(before)}
+    return {name: size for name, size in table.items() if size}
+
+
+def _coded_bytes(phase: Strategy, layout: Layout, workers: int, shared_memory: bool) -> int:
+    """Of a phase's coded contributions and results, and of what is owed of both.
+
+    On shared memory a worker reads its piece of every peer's contribution and writes its own
+    results to every peer, and the pages count here too. On the collective wire, contributions
+    arrive in memory of their own, a new one at every send until a few take turns.
+    """
+    if sums_by_tree(phase):
+        return 0
+    groups, results = _groups(phase, layout, workers)
+    out, back = (laid[-1].pieces[-1].stop for laid in (groups, results))
+    owed = 2 * FP32 * layout.elements  # both touched in full, whatever the codec and the owner
+    peers = workers - 1
+    if not shared_memory:
+        largest = max(piece.length for group in groups for piece in group.pieces)
+        turns = CollectiveWire.window + 2
+        return owed + out + back + turns * peers * largest
+    if is_sharded(phase):  # results stay with their owner: nothing touches the buffer
+        back = 0
+    return owed + (out + back) * (workers + peers) // workers
 
 
 def _groups(strategy: Strategy, layout: Layout, workers: int) -> tuple[list[Group], list[Group]]:

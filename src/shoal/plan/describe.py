@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from shoal.config import to_toml
 from shoal.exchange.layout import Layout, lay_out
 from shoal.exchange.tree import share
 from shoal.models.size import skeleton
-from shoal.plan.agreement import bytes_held, bytes_sent_a_step, is_sharded
+from shoal.plan.agreement import bytes_sent_a_step, held_for_agreement, is_sharded, sums_by_tree
+from shoal.plan.leaf import LeafProbe, LeafSize, model_bytes
 from shoal.plan.memory import decoder_activations, expected_memory, moments
 from shoal.plan.serving import ServingPlan, plan_serving
-from shoal.strategy.parts import Servers, Strategy, Workers
+from shoal.strategy.parts import Servers, Workers
+from shoal.strategy.phases import phases_of
+from shoal.tasks.base import Task
 from shoal.tasks.language_model import LanguageModel
 from shoal.train.config import RunConfig, strategy_of
 
@@ -23,8 +28,15 @@ class Description:
     config: RunConfig
     samples: int
     """In the training split."""
-    vocab_size: int
+    vocab_size: int | None
+    """Of a language model."""
+    unit: str
+    """What the task's targets are, in the plural."""
     parameters: int
+    trained: int
+    """Parameters that training changes."""
+    leaf: LeafSize | None
+    """As measured, where no formula says what a leaf takes."""
     steps: int
     last_step: int
     """Samples of the last step."""
@@ -35,8 +47,8 @@ class Description:
     """Of a run on parameter servers."""
     program: int
     """Bytes of a process before it holds a model."""
-    memory: dict[str, int] | None
-    """By what it holds; None for a Hugging Face model, whose activations are not known."""
+    memory: dict[str, int]
+    """By what it holds."""
 
     def text(self) -> str:
         """For a person to read."""
@@ -51,13 +63,17 @@ class Description:
             if self.last_step == batch.global_batch
             else f", the last of {self.last_step} samples"
         )
+        tokens = f" = {batch.global_batch * length:,} tokens" if self.vocab_size else ""
+        words = f" (vocabulary {self.vocab_size:,})" if self.vocab_size else ""
+        if self.trained != self.parameters:
+            words += f", of which {self.trained:,} are trained"
         return [
             f"# global batch  {batch.global_batch} samples = {batch.leaves} leaves x "
-            f"{batch.micro_batch} samples = {batch.global_batch * length:,} tokens",
+            f"{batch.micro_batch} samples{tokens}",
             f"# workers       {self.config.workers}, with {leaves} leaves each step"
             + (" at equal speeds" if self.free else ""),
             f"# steps         {self.steps:,}{last} ({self.samples:,} samples in an epoch)",
-            f"# parameters    {self.parameters:,} (vocabulary {self.vocab_size:,})",
+            f"# parameters    {self.parameters:,}{words}",
             f"# wire          {self.bytes_a_step / 1e6:.1f} MB sent a step by each worker"
             + (f", and {self.serving.worker_receives / 1e6:.1f} MB received" if self.serving
                else ""),
@@ -69,9 +85,12 @@ class Description:
         return not isinstance(strategy_of(self.config).owner, Workers)
 
     def _memory(self) -> list[str]:
-        if self.memory is None:
-            return ["# memory        not predicted for a Hugging Face model"]
-        return [f"# memory        {_told(self.memory, 'at the peak of a worker')}"]
+        lines = [f"# memory        {_told(self.memory, 'at the peak of a worker')}"]
+        if self.leaf is not None:
+            lines.append(f"# a leaf        {self.leaf.bytes / 1e6:,.0f} MB, measured with "
+                         f"{self.leaf.samples} of the largest samples ({self.leaf.targets:,} "
+                         f"{self.unit})")  # fmt: skip
+        return lines
 
     def _servers(self) -> list[str]:
         plan = self.serving
@@ -91,25 +110,37 @@ def _told(memory: dict[str, int], what: str) -> str:
     return f"{sum(memory.values()) / 1e6:,.0f} MB {what} ({parts})"
 
 
-def describe(config: RunConfig, task: LanguageModel, *, program: int) -> Description:
+def describe(
+    config: RunConfig,
+    task: Task,
+    *,
+    program: int,
+    model: nn.Module | None = None,
+    leaf: LeafSize | None = None,
+) -> Description:
     """Work a run out without training it; `program` is what `program_bytes` measured.
+
+    A leaf of the built-in language model follows from a formula; of any other, and where `leaf`
+    (with the `model` that it was measured with) is given, it is measured.
 
     Raises ShoalError where it could not start.
     """
-    strategy = strategy_of(config)
-    vocab_size = task.tokenizer.vocab_size
-    model = skeleton(config.model, vocab_size)
-    owner = strategy.owner
+    strategy, text = strategy_of(config), task if isinstance(task, LanguageModel) else None
+    if leaf is None and text is not None and text.model_config.path is None:
+        model = skeleton(text.model_config, text.tokenizer.vocab_size)
+    elif leaf is None or model is None:
+        probe = LeafProbe(config, task)
+        model, leaf = probe.model, probe.leaf(config.batch.micro_batch)
+        program = max(program, probe.program)
+    owner, leaves = strategy.owner, config.batch.leaves
     owners = owner.count if isinstance(owner, Servers) else config.workers
-    layout = lay_out(list(model.named_parameters()), owners)
+    layout = lay_out([(n, p) for n, p in model.named_parameters() if p.requires_grad], owners)
     samples = len(task.samples("train"))
     end = config.budget.samples(
         global_batch=config.batch.global_batch,
         sequence_length=config.data.sequence_length,
         epoch=samples,
     )
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    leaves = config.batch.leaves
     spans = [share(leaves, config.workers, rank) for rank in range(config.workers)]
     serving = None
     if isinstance(owner, Servers):
@@ -118,8 +149,11 @@ def describe(config: RunConfig, task: LanguageModel, *, program: int) -> Descrip
     return Description(
         config=config,
         samples=samples,
-        vocab_size=vocab_size,
-        parameters=parameters,
+        vocab_size=text.tokenizer.vocab_size if text else None,
+        unit=getattr(task, "unit", "targets"),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        leaf=leaf,
         steps=-(-end // config.batch.global_batch),
         last_step=(end - 1) % config.batch.global_batch + 1,
         leaves_by_worker=[span.stop - span.start for span in spans],
@@ -131,22 +165,22 @@ def describe(config: RunConfig, task: LanguageModel, *, program: int) -> Descrip
         ),
         serving=serving,
         program=program,
-        memory=_memory(config, strategy, layout, vocab_size, parameters, program),
+        memory=_memory(config, text, model, layout, program, leaf),
     )
 
 
 def _memory(
     config: RunConfig,
-    strategy: Strategy,
+    text: LanguageModel | None,
+    model: nn.Module,
     layout: Layout,
-    vocab_size: int,
-    parameters: int,
     program: int,
-) -> dict[str, int] | None:
-    if config.model.path is not None:
-        return None
+    leaf: LeafSize | None,
+) -> dict[str, int]:
+    strategy = strategy_of(config)
     in_step = isinstance(strategy.owner, Workers)
     sharded, leaves = is_sharded(strategy), config.batch.leaves
+    shared_memory = in_step and config.wire != "collective" and config.device != "cuda"
     table = expected_memory(
         elements=layout.elements,
         # Out of step, a worker adds up its own part of a step alone.
@@ -154,19 +188,27 @@ def _memory(
         workers=config.workers if in_step else 1,
         update="owner" if sharded else "everyone",
         optimizer=config.optimizer,
-        shared_memory=in_step and config.wire != "collective" and config.device != "cuda",
-        activations=decoder_activations(
-            config.model.dimensions,
-            vocab_size=vocab_size,
-            micro_batch=config.batch.micro_batch,
-            sequence_length=config.data.sequence_length,
-            precision=config.precision,
-            parameters=parameters,
-        ),
+        shared_memory=shared_memory,
+        activations=leaf.bytes if leaf else _activations(config, text, model),
+        measured=leaf is not None,
+        alone=not any(sums_by_tree(phase) for phase in phases_of(strategy)),
         program=program,
     )
     if isinstance(strategy.owner, Servers) and sharded:
         del table["optimizer"]  # it lies with the servers
-    if agreeing := bytes_held(strategy, layout, config.workers):
-        table["agreement"] = agreeing
-    return table
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    if fixed := model_bytes(model) - trained:
+        table["weights that stay"] = fixed
+    return table | held_for_agreement(strategy, layout, config.workers, shared_memory=shared_memory)
+
+
+def _activations(config: RunConfig, text: LanguageModel | None, model: nn.Module) -> int:
+    assert text is not None
+    return decoder_activations(
+        text.model_config.dimensions,
+        vocab_size=text.tokenizer.vocab_size,
+        micro_batch=config.batch.micro_batch,
+        sequence_length=config.data.sequence_length,
+        precision=config.precision,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import nn
 
 from shoal.checkpoint import Checkpoint, Checkpoints
 from shoal.errors import ShoalError
-from shoal.recipes.catalogue import recipe
+from shoal.recipes.catalogue import recipe, words
 from shoal.tasks.base import Task
+from shoal.tasks.language_model import LanguageModel
 from shoal.train.config import RunConfig
 from shoal.train.folder import run_config
 
@@ -30,19 +31,27 @@ class Run:
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer of a task on text. Raises ShoalError where the task has none."""
-        tokenizer = getattr(self.task, "tokenizer", None)
-        if tokenizer is None:
-            raise ShoalError(f"the recipe {self.config.recipe!r} of {self.folder} has no text")
-        return tokenizer
+        """The tokenizer of a language model. Raises ShoalError where the task is another."""
+        if not isinstance(self.task, LanguageModel):
+            raise ShoalError(
+                f"the recipe {self.config.recipe!r} of {self.folder} does not write text: "
+                f"shoal predict {self.folder}"
+            )
+        return self.task.tokenizer
 
 
-def open_run(folder: Path) -> Run:
+def open_run(folder: Path, own: str | None = None) -> Run:
     """Open a run at its newest whole checkpoint; warns about damaged ones that are passed over.
+
+    `own` is the file of a recipe of the user's own, for a run of it.
 
     Raises ShoalError where the folder is no run, has no checkpoint, or its data is gone.
     """
     config = run_config(folder)
+    if own is not None:
+        words([own])
+        if config.recipe != own and Path(config.recipe).name == Path(own).name:
+            config = replace(config, recipe=own)  # the same file, from another folder
     checkpoint, rejected = Checkpoints(folder / "checkpoints", config.checkpoint.keep).newest()
     if checkpoint is None:
         raise ShoalError(
@@ -50,7 +59,7 @@ def open_run(folder: Path) -> Run:
         )
     for sentence in rejected:
         warnings.warn(sentence, stacklevel=2)
-    task = recipe(config.recipe)(config)
+    task = recipe(config.recipe).build(config)
     model = task.build_model()
     with torch.no_grad():
         for name, value in (*model.named_parameters(), *model.named_buffers()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -29,12 +30,15 @@ def join(
     wire: str = "auto",
     timeout: float = 300.0,
     world: World | None = None,
+    shares: Sequence[float] = (),
 ) -> Worker:
     """Join the run that the environment names (torchrun, Slurm, `shoal train`), or run alone.
 
     `model` and `optimizer` are any module and any torch optimizer over its parameters; worker
     0's weights are everybody's. `clip` bounds the norm of the mean gradient. `seed` decides
-    the order of the samples and every random state. `timeout` is in seconds.
+    the order of the samples and every random state. `timeout` is in seconds. `shares` says how
+    large a part of each step each worker takes, such as (3, 1), with an exact strategy; the
+    result is that of equal parts.
 
     Raises ShoalError when the parts do not go together or the workers cannot meet.
     """
@@ -45,9 +49,15 @@ def join(
             f"the parameters of strategy {strategy.name!r} live on servers: start them with "
             "`shoal serve`, and join with shoal.join_served(..., server=ADDRESS, key=FILE)"
         )
-    kind = HogwildWorker if isinstance(strategy.owner, SharedMemory) else Worker
-    return kind(model, optimizer, strategy=strategy, seed=seed, clip=clip, wire=wire,
-                timeout=timeout, world=world or join_world())  # fmt: skip
+    world = world or join_world()
+    if isinstance(strategy.owner, SharedMemory):
+        if shares:
+            raise ShoalError(f"strategy {strategy.name!r} deals samples as workers come for them: "
+                             "shares have no effect")  # fmt: skip
+        return HogwildWorker(model, optimizer, strategy=strategy, seed=seed, clip=clip, wire=wire,
+                             timeout=timeout, world=world)  # fmt: skip
+    return Worker(model, optimizer, strategy=strategy, seed=seed, clip=clip, wire=wire,
+                  timeout=timeout, world=world, parts=tuple(shares))  # fmt: skip
 
 
 def join_served(

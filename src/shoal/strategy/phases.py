@@ -12,6 +12,7 @@ from shoal.codec.identity import Identity
 from shoal.exchange.coded_gradient import CodedExchange
 from shoal.exchange.exchange import Exchange
 from shoal.exchange.layout import lay_out
+from shoal.exchange.tree import Parts
 from shoal.strategy.parts import BoundedStaleness, Delta, FreeRunning, Strategy
 from shoal.strategy.rounds import Rounds
 from shoal.strategy.serving.leases import Mode
@@ -77,10 +78,11 @@ def enter(
     wire: Wire,
     ledger: Ledger,
     spare: Sequence[Tensor] = (),
+    parts: Parts = (),
 ) -> Stage:
     """Set a phase up. `named` are the trainable parameters, `weights` their flat buffer.
 
-    `spare` are the gradient buffers of the phase before.
+    `spare` are the gradient buffers of the phase before; `parts` are the workers' of a step.
     """
     parameters = [parameter for _, parameter in reversed(named)]
     if isinstance(strategy.payload, Delta):
@@ -91,7 +93,7 @@ def enter(
         return Stage(strategy, exchange, rounds)
     layout = lay_out(named, wire.size)
     if isinstance(strategy.codec, Identity):
-        plain = Exchange(layout, parameters, wire, ledger, strategy.update)
+        plain = Exchange(layout, parameters, wire, ledger, strategy.update, parts)
         return Stage(strategy, plain, None)
     coded = CodedExchange(layout, parameters, wire, ledger, strategy.update, strategy.codec)
     return Stage(strategy, coded, None)

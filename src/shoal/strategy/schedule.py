@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from shoal.data.order import Order
 from shoal.errors import ShoalError
-from shoal.exchange.tree import share
+from shoal.exchange.tree import Parts, share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,8 @@ class Plan:
     micro_batch: int
     end: int
     """The run's position when it is over, in samples."""
+    parts: Parts = ()
+    """How large a part of each step each worker takes; empty: equal parts."""
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -69,7 +71,7 @@ class Plan:
             stop = min(position + self.global_batch, self.end)
             indices = order.indices(position, stop).tolist()
             leaves = -(-len(indices) // self.micro_batch)
-            first, last = share(leaves, size, rank)
+            first, last = share(leaves, size, rank, self.parts)
             ghost = first == last
             numbers = [0] if ghost else range(first, last)
             for number in numbers:

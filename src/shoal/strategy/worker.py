@@ -20,11 +20,12 @@ from torch import Tensor, nn
 
 from shoal.data.batch import fetch, to_device
 from shoal.data.loader import prefetch
+from shoal.errors import ShoalError
 from shoal.exchange.coded import CodedMean
 from shoal.exchange.coded_gradient import CodedExchange
 from shoal.exchange.exchange import NonFiniteGradient, Reduced
 from shoal.exchange.layout import lay_out
-from shoal.exchange.tree import share
+from shoal.exchange.tree import Parts, share
 from shoal.strategy.admission import refuse_running_statistics, require_equal_constants
 from shoal.strategy.parts import Gradient, Strategy
 from shoal.strategy.phases import Stage, enter, phases_of, switches
@@ -53,7 +54,11 @@ class Worker:
         wire: str,
         timeout: float,
         world: World,
+        parts: Parts = (),
     ) -> None:
+        _require_parts(parts, strategy, world.size)
+        self.parts = parts
+        """How large a part of each step each worker takes; empty: equal parts."""
         self.model, self.optimizer, self.strategy = model, optimizer, strategy
         self.world, self.seed, self.clip = world, seed, clip
         self.rank, self.size = world.rank, world.size
@@ -115,7 +120,13 @@ class Worker:
             self._stage.exchange.leaves.close()
             spare = self._stage.exchange.leaves.slots
         self._stage: Stage = enter(
-            self._phases[phase], self._named, self._weights, self.wire, self.ledger, spare
+            self._phases[phase],
+            self._named,
+            self._weights,
+            self.wire,
+            self.ledger,
+            spare,
+            self.parts,
         )
         self.phase = phase
         if self.rounds is None:
@@ -156,6 +167,7 @@ class Worker:
             global_batch=global_batch,
             micro_batch=micro_batch,
             end=end_of(len(samples), global_batch, epochs, steps) if end is None else end,
+            parts=self.parts,
         )
         plan.require_leaves_for(self.size)
         self._end = plan.end
@@ -346,3 +358,19 @@ class Worker:
             if self.rounds is None:
                 self.world.fail(str(told))
             raise told from None
+
+
+def _require_parts(parts: Parts, strategy: Strategy, size: int) -> None:
+    """Refuse parts that no step can be dealt in."""
+    if not parts:
+        return
+    if not strategy.exact:
+        raise ShoalError(
+            f"strategy {strategy.name!r} weighs all workers alike: unequal shares of a step "
+            "belong to ddp and zero1, whose result does not depend on them"
+        )
+    if len(parts) != size or not all(math.isfinite(part) and part > 0 for part in parts):
+        raise ShoalError(
+            f"shares are {', '.join(f'{part:g}' for part in parts)}, but must be {size} positive "
+            "numbers, one for each worker"
+        )

@@ -1,8 +1,9 @@
 """What a task is: the seam between what is learned and how workers agree on it."""
 
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 Split = Literal["train", "held_out"]
@@ -43,7 +44,12 @@ class Samples(Protocol):
 
 
 class Task(Protocol):
-    """What is learned: samples, a model, and the loss that joins them."""
+    """What is learned: samples, a model, and the loss that joins them.
+
+    A task may also have `fingerprint` (equal where the samples are), `collate` (makes a batch of
+    a list of samples; torch's default_collate otherwise), `unit` (what its targets are, in the
+    plural) and what `Applied` asks for.
+    """
 
     def build_model(self) -> nn.Module:
         """A fresh model; its initial weights follow from torch's random state."""
@@ -56,3 +62,39 @@ class Task(Protocol):
 
     def metrics(self, model: nn.Module, batch: Batch) -> Mapping[str, Ratio]:
         """Metrics of a batch as numerators and denominators, without gradients."""
+
+
+Scores = Mapping[str, float]
+"""Figures of merit by name, over all held-out samples."""
+
+
+@runtime_checkable
+class Applied(Protocol):
+    """What a task offers, beside learning, to one who uses its model."""
+
+    def scores(self, model: nn.Module) -> Scores:
+        """The task's figures over all held-out samples, the one to judge by first.
+
+        They may need every prediction at once (F1, BLEU, AUROC), which a `Ratio` cannot give.
+        """
+
+    def baselines(self) -> Mapping[str, Scores]:
+        """The same figures of simple methods, by their names: what a model has to beat."""
+
+    def predict(self, model: nn.Module, source: str | None) -> Iterator[Mapping[str, Any]]:
+        """Predictions for `source`, one row each, as values that JSON can hold.
+
+        Args:
+            model: in evaluation mode.
+            source: a path or a text; None: a few held-out samples, with their truth beside.
+
+        Raises:
+            ShoalError: naming the file, and the row where there is one, that cannot be read.
+        """
+
+
+def collate_of(task: Task) -> Callable[[Sequence[Sample]], Any]:
+    """How a task makes a batch of samples."""
+    collate: Any = getattr(task, "collate", torch.utils.data.default_collate)
+    found: Callable[[Sequence[Sample]], Any] = collate
+    return found

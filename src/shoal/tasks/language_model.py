@@ -24,6 +24,8 @@ class LanguageModel:
     [B, T].
     """
 
+    unit = "tokens"
+
     def __init__(self, model: ModelConfig, data: "Text") -> None:
         """Learn `data` with the model that `model` describes."""
         self.model_config = model

@@ -10,7 +10,7 @@ from shoal.data.config import DataConfig
 from shoal.errors import ShoalError
 from shoal.models.config import ModelConfig
 from shoal.strategy.options import HogwildConfig, LocalConfig, build_strategy, resolve_local
-from shoal.strategy.parts import Strategy
+from shoal.strategy.parts import Strategy, Workers
 from shoal.strategy.servers import ServersConfig, resolve_servers
 from shoal.train.optimizer import OptimizerConfig, resolve_optimizer
 from shoal.train.precision import PRECISIONS
@@ -89,6 +89,10 @@ class RunConfig:
     """How bytes cross: `shared_memory` (one host), `collective` (torch.distributed), or `auto`."""
     workers: int = 1
     """Processes that share the work. The result does not depend on it."""
+    shares: str = "equal"
+    """How much of each step each worker takes: `equal`, `auto` (in proportion to the speeds that
+    are measured at the start), or a number for each worker, as in `3,1`. The result does not
+    depend on it; the strategy must be exact."""
     threads: int = 1
     """Threads of each worker's computations. The last bits of a result may depend on it."""
     device: str = "auto"
@@ -170,11 +174,39 @@ def validate(config: RunConfig) -> None:
             "but a run has one length; set the others to none"
         )
     strategy_of(config)
+    parts_of(config)
     if config.hogwild.moments and resolve_optimizer(config.optimizer).momentum == 0:
         raise ShoalError(
             "hogwild.moments has no effect with sgd without momentum, which keeps nothing; "
             "leave it unset"
         )
+
+
+def parts_of(config: RunConfig) -> tuple[float, ...]:
+    """The numbers of `shares`; none where they are equal, or still to be measured.
+
+    Raises ShoalError where they are no numbers, or the strategy has no use for them.
+    """
+    if config.shares == "equal":
+        return ()
+    strategy = strategy_of(config)
+    if not strategy.exact or not isinstance(strategy.owner, Workers):
+        raise ShoalError(
+            f"shares is {config.shares!r}, but strategy {config.strategy!r} cannot deal a step "
+            "unequally; use an exact one (ddp, zero1), or leave shares at equal"
+        )
+    if config.shares == "auto":
+        return ()
+    try:
+        parts = tuple(float(word) for word in config.shares.split(","))
+    except ValueError:
+        parts = ()
+    if len(parts) != config.workers or not all(math.isfinite(p) and p > 0 for p in parts):
+        raise ShoalError(
+            f"shares is {config.shares!r}, but must be equal, auto, or {config.workers} positive "
+            "numbers with commas, one for each worker"
+        )
+    return parts
 
 
 def budget_settings(unit: str, value: int) -> list[str]:

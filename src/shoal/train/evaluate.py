@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from shoal.data.batch import to_device
 from shoal.exchange.tree import share
 from shoal.strategy.worker import Worker
-from shoal.tasks.base import Task
+from shoal.tasks.base import Task, collate_of
 from shoal.train.precision import autocast
 
 
@@ -65,7 +66,7 @@ def _ratios(
     beat: Callable[[], None] = lambda: None,
 ) -> tuple[list[str], Tensor]:
     """Metric names, and float64 [batches, metrics, 2]: numerators and denominators."""
-    held_out = task.samples("held_out")
+    held_out, collate = task.samples("held_out"), collate_of(task)
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -77,10 +78,8 @@ def _ratios(
                 start = number * micro_batch
                 numbers = range(start, min(start + micro_batch, count))
                 samples = [held_out[i * len(held_out) // count] for i in numbers]
-                batch = torch.utils.data.default_collate(samples)
-                found.append(
-                    task.metrics(model, {name: value.to(device) for name, value in batch.items()})
-                )
+                batch = collate(samples)
+                found.append(task.metrics(model, to_device(batch, device)))
     finally:
         model.train(was_training)
     names = sorted(found[0])

@@ -25,7 +25,7 @@ MANIFEST = "run.json"
 FORMAT = 1
 
 FREE_TABLES = ("checkpoint", "evaluation", "records")
-FREE_KEYS = ("workers", "wire", "timeout")
+FREE_KEYS = ("workers", "wire", "timeout", "shares")
 """What a resume may change, because the weights of an exact strategy do not depend on it. So may
 one exact strategy follow another."""
 
@@ -33,7 +33,7 @@ one exact strategy follow another."""
 def new_folder(runs: Path, config: RunConfig) -> Path:
     """An empty folder for a new run, `RECIPE-DATE-TIME` in `runs`. Raises ShoalError."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    base = runs / f"{config.recipe}-{stamp}"
+    base = runs / f"{Path(config.recipe).stem}-{stamp}"
     for number in range(1, 100):
         folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
         try:

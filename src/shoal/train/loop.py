@@ -15,7 +15,7 @@ from shoal.checkpoint.saving import save_together
 from shoal.errors import ShoalError
 from shoal.strategy.step import Step
 from shoal.strategy.worker import Worker
-from shoal.tasks.base import Task
+from shoal.tasks.base import Task, collate_of
 from shoal.train.config import RunConfig
 from shoal.train.evaluate import evaluate
 from shoal.train.optimizer import set_learning_rate
@@ -56,6 +56,7 @@ class Training:
             global_batch=config.batch.global_batch,
             micro_batch=config.batch.micro_batch,
             end=self.end,
+            collate=collate_of(self.task),
         )
         device = next(worker.model.parameters()).device
         worker.model.train()

@@ -47,9 +47,13 @@ class Display(Protocol):
 class Run:
     """What the display knows of the run so far."""
 
-    def __init__(self, steps: int, *, resumed_step: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, steps: int, *, resumed_step: int, clock: Callable[[], float], unit: str = "tokens"
+    ) -> None:
         """Follow a run of `steps` steps, of which `resumed_step` are already done."""
         self.steps = steps
+        self.unit = unit
+        """What the loss is a mean over, in the plural."""
         self.records: list[Record] = []
         self.curve = Curve()
         self.held_out: list[tuple[int, float]] = []
@@ -96,7 +100,7 @@ class Run:
             ("loss", f"{record.loss:.3f}"),
             ("lr", f"{record.lr:.2e}"),
             ("norm", f"{record.grad_norm:.2f}"),
-            ("tokens/s", f"{record.tokens_per_second:,.0f}"),
+            (f"{self.unit}/s", f"{record.tokens_per_second:,.0f}"),
         ]
         if self.held_out:
             figures.insert(1, ("held out", f"{self.held_out[-1][1]:.3f}"))
@@ -156,6 +160,7 @@ def open_progress(
     steps: int,
     *,
     resumed_step: int = 0,
+    unit: str = "tokens",
     every: int = 1,
     json: bool = False,
     out: TextIO | None = None,
@@ -168,7 +173,7 @@ def open_progress(
     all sentences to `err`.
     """
     out, err = out or sys.stdout, err or sys.stderr
-    run = Run(steps, resumed_step=resumed_step, clock=clock)
+    run = Run(steps, resumed_step=resumed_step, clock=clock, unit=unit)
     display: Display
     if json:
         display = JsonDisplay(out, err, every=every)
@@ -347,8 +352,8 @@ def ending(run: Run, folder: Path) -> list[tuple[str, str]]:
     if last.lost_updates is not None:
         rows.append(("lost updates", f"{last.lost_updates:.4%}"))
     rows += [
-        ("tokens/s", f"{run.tokens_per_second:,.0f}{whose}"),
-        ("time", f"{duration(run.seconds)} for {run.tokens:,} tokens{whose}"),
+        (f"{run.unit}/s", f"{run.tokens_per_second:,.0f}{whose}"),
+        ("time", f"{duration(run.seconds)} for {run.tokens:,} {run.unit}{whose}"),
         ("run", str(folder)),
     ]
     return rows

@@ -14,7 +14,7 @@ from shoal.config import load
 from shoal.errors import ShoalError
 from shoal.strategy.random_states import seed_everything
 from shoal.strategy.serving.worker import ServedWorker
-from shoal.tasks.base import Task
+from shoal.tasks.base import Task, collate_of
 from shoal.train.config import RunConfig, resolve, strategy_of
 from shoal.train.evaluate import measure
 from shoal.train.loop import pick_device
@@ -78,6 +78,7 @@ def train_served(
             global_batch=config.batch.global_batch,
             micro_batch=config.batch.micro_batch,
             end=end,
+            collate=collate_of(task),
         )
         try:
             for batch in batches:

@@ -17,18 +17,20 @@ from shoal.checkpoint import Checkpoint, Checkpoints
 from shoal.checkpoint.state import restore
 from shoal.config import flatten
 from shoal.errors import ShoalError
+from shoal.exchange.tree import Parts, share
 from shoal.strategy.hogwild import HogwildWorker
 from shoal.strategy.join import join
 from shoal.strategy.random_states import seed_everything
 from shoal.strategy.worker import Worker
 from shoal.tasks.base import Task
-from shoal.train.config import RunConfig, strategy_of
+from shoal.train.config import RunConfig, parts_of, strategy_of
 from shoal.train.folder import hold, new_folder, read_manifest, write_manifest
 from shoal.train.free_running import FreeTraining
 from shoal.train.loop import Training, pick_device
 from shoal.train.optimizer import build_optimizer
 from shoal.train.progress import open_progress
 from shoal.train.records import open_recorders
+from shoal.train.speeds import measured_parts
 from shoal.world.world import World
 
 _DATA_PATIENCE = 3600.0  # seconds: one worker of a host prepares the data while the others wait
@@ -81,12 +83,15 @@ def start(
         open_progress(
             -(-end // config.batch.global_batch),
             resumed_step=worker.steps,
+            unit=getattr(task, "unit", "targets"),
             every=config.records.every,
             json=json_lines,
             out=sys.stdout if world.leads_host and not quiet else stack.enter_context(_nowhere()),
         )
     )
     _name_warnings(stack, lambda text: progress.warn(world.rank, text))
+    if parts := getattr(worker, "parts", ()):
+        progress.note(_told(config, parts))
     if world.rank == 0:
         for sentence in rejected:
             progress.warn(0, sentence)
@@ -148,6 +153,9 @@ def _require_same_data(folder: Path, fingerprint: str) -> None:
 def _join(config: RunConfig, task: Task, world: World, stack: ExitStack) -> Worker:
     seed_everything(config.seed, 0, 0)
     model = task.build_model().to(pick_device(config.device, world.local_rank))
+    parts = parts_of(config)
+    if config.shares == "auto" and world.size > 1:
+        parts = measured_parts(config, task, model, world)
     return stack.enter_context(
         join(
             model,
@@ -158,8 +166,19 @@ def _join(config: RunConfig, task: Task, world: World, stack: ExitStack) -> Work
             wire=config.wire,
             timeout=config.timeout,
             world=world,
+            shares=parts,
         )
     )
+
+
+def _told(config: RunConfig, parts: Parts) -> str:
+    leaves = config.batch.leaves
+    spans = [share(leaves, len(parts), rank, parts) for rank in range(len(parts))]
+    dealt = " + ".join(str(span.stop - span.start) for span in spans)
+    speeds = (
+        ", for they compute " + " : ".join(f"{part:.3g}" for part in parts) + " leaves a second"
+    )
+    return f"the workers take {dealt} leaves of a step" + speeds * (config.shares == "auto")
 
 
 def _newest(checkpoints: Checkpoints) -> tuple[Checkpoint | None, list[str]]:

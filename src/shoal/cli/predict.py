@@ -1,0 +1,60 @@
+"""`shoal predict RUN [FILE | TEXT | -]`: what a run's model makes of new input."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `shoal predict`."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument("source", nargs="?", metavar="FILE | TEXT | -",
+                        help="what to predict for; -: each line of standard input; without it: "
+                        "a few held-out samples, with the truth beside")  # fmt: skip
+    parser.add_argument("--recipe", metavar="FILE.py", help="the recipe, where it is your own")
+    parser.add_argument("--json", action="store_true", help="print a JSON object a line")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a line for each prediction, as soon as it is there."""
+    import torch
+
+    from shoal.errors import ShoalError
+    from shoal.recipes.finished import open_run
+    from shoal.tasks.base import Applied
+
+    opened = open_run(args.run, args.recipe)
+    task = opened.task
+    if not isinstance(task, Applied):
+        raise ShoalError(
+            f"the recipe {opened.config.recipe!r} of {args.run} predicts text: "
+            f"shoal generate {args.run} --prompt TEXT"
+        )
+    torch.set_num_threads(opened.config.threads)
+    with torch.no_grad():
+        for source in _sources(args.source):
+            for row in task.predict(opened.model, source):
+                print(json.dumps(row, ensure_ascii=False) if args.json else _line(row), flush=True)
+    return 0
+
+
+def _sources(given: str | None) -> Iterator[str | None]:
+    if given != "-":
+        yield given
+        return
+    for line in sys.stdin:
+        if line.strip():
+            yield line.rstrip("\n")
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """`name: value` of each field; of a single field, its value alone."""
+    words = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()]
+    if len(words) == 1:
+        return words[0]
+    return "  ".join(f"{name}: {word}" for name, word in zip(row, words, strict=True))

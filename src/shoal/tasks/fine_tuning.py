@@ -1,0 +1,39 @@
+"""Predict the next token with a model that knows how to already."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from shoal.data.text import Text
+from shoal.models.config import ModelConfig
+from shoal.tasks.base import Scores
+from shoal.tasks.language_model import LanguageModel
+
+
+class FineTuning(LanguageModel):
+    """A pretrained language model on new text, judged by its perplexity before and after."""
+
+    def __init__(self, model: ModelConfig, data: Text, *, samples: int, micro_batch: int) -> None:
+        """Learn `data` with the model at `model.path`; judge on `samples` held-out windows."""
+        super().__init__(model, data)
+        self._samples, self._micro_batch = samples, micro_batch
+
+    def scores(self, model: nn.Module) -> Scores:
+        """`perplexity`: exp of the mean loss in nats a token, over evenly spread windows."""
+        held_out = self.data.held_out
+        count = min(self._samples, len(held_out))
+        chosen = [held_out[i * len(held_out) // count] for i in range(count)]
+        device = next(model.parameters()).device
+        total = targets = 0.0
+        for start in range(0, count, self._micro_batch):
+            batch = torch.utils.data.default_collate(chosen[start : start + self._micro_batch])
+            found = self.metrics(model, {name: value.to(device) for name, value in batch.items()})
+            total += found["loss"].numerator
+            targets += found["loss"].denominator
+        return {"perplexity": math.exp(min(total / targets, 700.0))}
+
+    def baselines(self) -> Mapping[str, Scores]:
+        """The model as it came."""
+        return {"before training": self.scores(self.build_model().eval())}

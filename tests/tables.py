@@ -1,0 +1,37 @@
+"""What the tests of recipes on tables share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoal.errors import ShoalError
+from shoal.recipes.catalogue import configure, recipe
+
+
+def opened(settings: list[str], say: Callable[[str], None] = lambda line: None) -> Any:
+    """The task of settings."""
+    config = configure(settings=settings)
+    return recipe(config.recipe).build(config, say)
+
+
+def refused(settings: list[str], file: Path, change: Callable[[str], str]) -> str:
+    """The sentence that refuses `file` after a change of its text."""
+    file.write_text(change(file.read_text()))
+    with pytest.raises(ShoalError) as error:
+        opened(settings)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def results_of(name: str, folder: Path) -> dict[str, dict[str, float]]:
+    """The figures of `shoal train NAME --workers 2` on the real data."""
+    from shoal.cli.main import main
+
+    assert main(["train", name, "--workers", "2", "--runs", str(folder / "runs")]) == 0
+    [run] = (folder / "runs").iterdir()
+    return json.loads((run / "results.json").read_text())["scores"]
