@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,7 @@ def test_predictions_for_held_out_rows_a_file_and_no_file(tmp_path: Path) -> Non
         ("\n50,", "\n40,", "row 7: time '40' is the same time as"),
         ("\n50,", "\n30,", "row 7: time '30' is a time before"),
         ("\n50,", "\n50,inf", "row 7: heat is 'inf"),
+        ("\n50,", "\n50,1e39 ,", "row 7 has 6 cells"),
         ("\n50,", "\n50,hot", "row 7: heat is 'hot"),
         ("\n50,", "\n,", "row 7: time is ''"),
         ("fault", "fault2", "has no column 'fault'"),
@@ -179,6 +181,23 @@ def test_damaged_preparation_is_refused(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(ShoalError, match=r"damaged .*: delete it"):
         opened(settings)
+
+
+def test_a_line_of_json_is_a_row_and_its_faults_are_named(tmp_path: Path) -> None:
+    each = ({"time": n, "heat": n % 5, "fault": int(n % 5 == 4)} for n in range(90))
+    rows = [json.dumps(reading) for reading in each]
+    file = tmp_path / "readings.jsonl"
+    file.write_text("\n".join(rows))
+    settings = [*prepare(tmp_path), f"data.source={file}"]
+    assert opened(settings).data.layout.sensors == ["heat"]
+    for bad, words in (
+        ('{"heat": 1, "fault": 0}', r"row 8 has no column 'time'"),
+        ('{"time": 7, "heat": 1e39, "fault": 0}', r"row 8: heat is 1e\+39, which is no finite"),
+        ('{"time": 7, "heat": [1], "fault": 0}', r"row 8: heat is \[1\], which is no number"),
+    ):
+        file.write_text("\n".join([*rows[:7], bad, *rows[8:]]))
+        with pytest.raises(ShoalError, match=words):
+            opened(settings)
 
 
 @pytest.mark.slow

@@ -6,6 +6,8 @@ from typing import Any
 
 from shoal.errors import ShoalError
 
+LARGEST = 3e38
+"""Of the numbers that single precision holds."""
 _MISSING = ("", "na", "n/a", "nan", "none", "null")
 
 
@@ -20,8 +22,11 @@ def number(value: Any, where: str, field: str) -> float:
         found = float(value)
     except (TypeError, ValueError):
         raise ShoalError(f"{where}: {field} is {value!r}, which is no number") from None
-    if not math.isfinite(found):
-        raise ShoalError(f"{where}: {field} is {value!r}; leave the cell empty where it is missing")
+    if not abs(found) < LARGEST:
+        raise ShoalError(
+            f"{where}: {field} is {value!r}, which is no finite number; leave the cell empty where "
+            "it is missing"
+        )
     return found
 
 

@@ -222,6 +222,7 @@ def _read(path: Path, config: DataConfig, sensors: list[str], *, learning: bool)
     columns = columns_of(path)
     ordered, group = config.time_field in columns, config.group_field
     needed = [*sensors, *([config.label_field] if learning else []), *([group] if group else [])]
+    needed += [config.time_field] if ordered else []
     readings, labels, rows = array("f"), array("f"), array("q")
     latest: dict[str, float] = {}
     machines: dict[str, int] = {}

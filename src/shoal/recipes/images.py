@@ -28,12 +28,12 @@ def defaults(*, pretrained: bool = False) -> Mapping[str, JSON]:
         "data.holdout": 0.2,
         "batch.global_batch": 128,
         "batch.micro_batch": 32,
-        "budget.epochs": 12,
+        "budget.steps": 900,
         "optimizer.lr": 3e-3,
         "optimizer.weight_decay": 0.05,
         "evaluation.samples": 512,
     }
-    return own if pretrained else {**own, "model.kind": "cnn"}
+    return own if pretrained else {**own, "model.kind": "cnn", "model.dropout": 0.1}
 
 
 def build(config: RunConfig, say: Say = silent) -> ImageClassification:

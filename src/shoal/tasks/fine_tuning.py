@@ -1,15 +1,26 @@
 """Predict the next token with a model that knows how to already."""
 
 import math
-from collections.abc import Mapping
+import os.path
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from shoal.data.files import decoded
 from shoal.data.text import Text
 from shoal.models.config import ModelConfig
+from shoal.models.generate import generate
 from shoal.tasks.base import Scores
 from shoal.tasks.language_model import LanguageModel
+
+OPENING = 24
+"""Tokens of a held-out text that the model is asked to go on from."""
+
+CONTINUATION = 60
+"""Tokens that it adds, the likeliest each time."""
 
 
 class FineTuning(LanguageModel):
@@ -37,3 +48,19 @@ class FineTuning(LanguageModel):
     def baselines(self) -> Mapping[str, Scores]:
         """The model as it came."""
         return {"before training": self.scores(self.build_model().eval())}
+
+    def predict(self, model: nn.Module, source: str | None) -> Iterator[Mapping[str, Any]]:
+        """How a text goes on, or the text in a file; without one, how held-out texts do."""
+        for prompt in [_text(source)] if source is not None else self._openings():
+            more = generate(model, self.tokenizer, prompt, tokens=CONTINUATION, temperature=0.0)
+            yield {"text": prompt, "continuation": "".join(more)}
+
+    def _openings(self) -> Iterator[str]:
+        held_out = self.data.held_out
+        for number in range(0, len(held_out), max(1, len(held_out) // 3)):
+            yield self.tokenizer.decode(held_out[number]["tokens"][:OPENING].tolist())
+
+
+def _text(source: str) -> str:
+    # (Path.is_file would fail for a text that is too long for a name.)
+    return decoded(Path(source).read_bytes(), source) if os.path.isfile(source) else source
