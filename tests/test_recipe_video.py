@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -293,18 +296,13 @@ def test_keys_without_effect_are_refused(tmp_path):
         with pytest.raises(ShoalError, match="has no effect in the recipe 'video'"):
             opened(folder, key)
     with pytest.raises(ShoalError, match="multiple of 8"):
-        opened(folder, "model.width=12").build_model()
-
-
-@pytest.mark.slow
+        opened(f@pytest.mark.slow
 def test_real_video_is_predicted_far_better_than_by_copying(tmp_path, monkeypatch):
     monkeypatch.delenv("SHOAL_CACHE")
-    from shoal.cli.main import main
-    from shoal.recipes.finished import open_run
-
-    words = ["train", "video", "--workers", "2", "--runs", str(tmp_path / "runs")]
-    assert main(words) in (0, None)
-    [folder] = (tmp_path / "runs").iterdir()
-    run = open_run(folder)
-    best = max(row["skill"] for row in run.task.baselines().values())
-    assert run.task.scores(run.model)["skill"] > max(best, 0) + 0.3
+    words = ["train", "video", "--workers", "2", "--runs", str(tmp_path)]
+    subprocess.run([sys.executable, "-m", "shoal", *words], check=True)
+    [results] = tmp_path.glob("*/results.json")
+    scores = json.loads(results.read_text())["scores"]
+    mine = scores.pop("this model")
+    assert mine["skill"] > 0.4
+    assert max(baseline["skill"] for baseline in scores.values()) == 0  # copying itself

@@ -29,9 +29,6 @@ BATCH = 512
 DEATH_WEIGHT = 4.0
 """Of a patient's cross-entropy, beside 1 for the squared error of a value."""
 PADDING = {"test": -1, "value": 0, "ago": 0}
-NO_TARGET = 1e-12
-"""The denominator of a head's metric in a batch without a target of it: such batches add up to
-something that one can divide by, and beside a single target it is lost in rounding."""
 
 
 class Outlook:
@@ -85,9 +82,9 @@ class Outlook:
         sums, counts = self._heads(model, batch)
         names = ["died", *(f"next_{test}" for test in self.data.layout.tests)]
         pairs = zip(names, sums.tolist(), counts.tolist(), strict=True)
-        found = {name: Ratio(total, count or NO_TARGET) for name, total, count in pairs}
+        found = {name: Ratio(total, count) for name, total, count in pairs}
         whole = DEATH_WEIGHT * float(sums[0]) + float(sums[1:].sum())
-        return {"loss": Ratio(whole, int(counts.sum()) or NO_TARGET), **found}
+        return {"loss": Ratio(whole, int(counts.sum())), **found}
 
     def _heads(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """[1 + K]: the sum of each head's losses, and how many targets it has.

@@ -88,8 +88,10 @@ def _ratios(
 
 
 def _divide(names: Sequence[str], ratios: Tensor) -> dict[str, float]:
+    """The metrics; one that no sample had a target of is left out."""
     table = ratios.view(-1, len(names), 2)
-    return {
-        name: math.fsum(table[:, i, 0].tolist()) / math.fsum(table[:, i, 1].tolist())
+    sums = [
+        (name, math.fsum(table[:, i, 0].tolist()), math.fsum(table[:, i, 1].tolist()))
         for i, name in enumerate(names)
-    }
+    ]
+    return {name: total / count for name, total, count in sums if count}
