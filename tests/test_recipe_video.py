@@ -296,7 +296,10 @@ def test_keys_without_effect_are_refused(tmp_path):
         with pytest.raises(ShoalError, match="has no effect in the recipe 'video'"):
             opened(folder, key)
     with pytest.raises(ShoalError, match="multiple of 8"):
-        opened(f@pytest.mark.slow
+        opened(folder, "model.width=12").build_model()
+
+
+@pytest.mark.slow
 def test_real_video_is_predicted_far_better_than_by_copying(tmp_path, monkeypatch):
     monkeypatch.delenv("SHOAL_CACHE")
     words = ["train", "video", "--workers", "2", "--runs", str(tmp_path)]

@@ -30,7 +30,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def ground(request, tmp_path_factory):
     """A folder with a recipe's small data, and the words that train on it."""
     folder = tmp_path_factory.mktemp(request.param)
-    settings = import_module(f"recipe_{request.param}").prepare(folder)
+    (folder / "data").mkdir()
+    settings = import_module(f"recipe_{request.param}").prepare(folder / "data")
     return folder, [word for setting in settings for word in ("--set", setting)]
 
 

@@ -188,7 +188,7 @@ def _reader(config: DataConfig, say: Say) -> tuple[Read, str]:
         )
     if counts[0] == 0:
         raise ShoalError(f"{source.path} is empty")
-    fingerprint = digest(source.fingerprint, fingerprint_of(target, say))
+    fingerprint = digest(source.fingerprint, fingerprint_of(target, "parallel text", say))
     return partial(_line_pairs, source.path, target), fingerprint
 
 

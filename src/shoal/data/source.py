@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,6 +13,11 @@ from shoal.data.corpora import key_of
 from shoal.data.entry import Entry, Kind
 from shoal.data.files import FoundFile, files_fingerprint
 from shoal.errors import ShoalError
+
+TABLES = (".csv", ".jsonl", ".txt")
+
+NOT_MEDIA = (*TABLES, "", ".json", ".lock", ".log", ".safetensors", ".toml")
+"""Names' ends of what a run writes, which may lie below a folder of data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +61,7 @@ def find_source(source: str, kind: Kind, say: Say = silent) -> Source:
             f"there is no {kind} {source!r}: no such file or folder, and not in the catalogue "
             f"({', '.join(names)}){hint}"
         )
-    return Source(name=source, path=path, fingerprint=fingerprint_of(path, say))
+    return Source(name=source, path=path, fingerprint=fingerprint_of(path, kind, say))
 
 
 def model_folder(path: str, say: Say = silent) -> str:
@@ -69,14 +75,27 @@ def model_folder(path: str, say: Say = silent) -> str:
     return str(fetched(entry, say) / "files")
 
 
-def fingerprint_of(path: Path, say: Say = silent) -> str:
-    """A hash over the names and bytes of a file, or of all files of a folder."""
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+def fingerprint_of(path: Path, kind: Kind, say: Say = silent) -> str:
+    """A hash over the names and bytes of a file, or of what a folder holds of a kind.
+
+    In a folder these are the tables at its top, and recordings, images and clips at any depth:
+    a run's own folder inside it is no data.
+    """
+    files = [path] if path.is_file() else sorted(_data_files(path, kind))
     found = [
         FoundFile(path=each, name=each.name if each == path else each.relative_to(path).as_posix())
         for each in files
     ]
     return digest("files", files_fingerprint(found, say))
+
+
+def _data_files(folder: Path, kind: Kind) -> Iterator[Path]:
+    media = kind in ("speech", "images", "video")
+    for path in folder.rglob("*") if media else folder.iterdir():
+        suffix = path.suffix.lower()
+        table = suffix in TABLES and path.parent == folder
+        if path.is_file() and (table or (media and suffix not in NOT_MEDIA)):
+            yield path
 
 
 def fetched(entry: Entry, say: Say = silent) -> Path:

@@ -29,7 +29,7 @@ def defaults(*, pretrained: bool = False) -> Mapping[str, JSON]:
         "data.sequence_length": 128,
         "batch.global_batch": 8,
         "batch.micro_batch": 2,
-        "budget.steps": 40,
+        "budget.steps": 24,
         "optimizer.lr": 5e-5,
         "schedule.warmup": 0.1,
         "evaluation.every": 0,
