@@ -113,6 +113,14 @@ def launched(*words: str, at: Path) -> subprocess.Popen[str]:
     )
 
 
+def judged(*words: str, at: Path) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """`shoal train WORDS` on real data: the model's figures, and those of its baselines."""
+    subprocess.run([sys.executable, "-m", "shoal", "train", *words, "--workers", "2"], cwd=at,
+                   check=True, timeout=3000, env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+    baselines = json.loads((the_run(at) / "results.json").read_text())["scores"]
+    return baselines.pop("this model"), baselines
+
+
 def the_run(at: Path) -> Path:
     """The only run in a folder."""
     (run,) = (at / "runs").iterdir()

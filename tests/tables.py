@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import judged
 
 from shoal.errors import ShoalError
 from shoal.recipes.catalogue import configure, recipe
@@ -30,8 +30,5 @@ def refused(settings: list[str], file: Path, change: Callable[[str], str]) -> st
 
 def results_of(name: str, folder: Path) -> dict[str, dict[str, float]]:
     """The figures of `shoal train NAME --workers 2` on the real data."""
-    from shoal.cli.main import main
-
-    assert main(["train", name, "--workers", "2", "--runs", str(folder / "runs")]) == 0
-    [run] = (folder / "runs").iterdir()
-    return json.loads((run / "results.json").read_text())["scores"]
+    mine, baselines = judged(name, at=folder)
+    return {"this model": mine, **baselines}

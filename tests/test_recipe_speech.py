@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from commands import judged
 from recipe_speech import corpus, prepare, spoken, write
 from torch.nn import functional as F
 
@@ -503,16 +504,9 @@ def test_digital_silence_is_heard_as_zeros():
 
 
 @pytest.mark.slow
-def test_the_prompts_are_recognised_better_than_by_any_baseline(tmp_path, monkeypatch):
+def test_the_prompts_are_recognised_better_than_by_any_baseline(tmp_path):
     """Trains as `shoal train speech --workers 2` does, on the real recordings."""
-    from shoal.cli.main import main
-    from shoal.recipes.finished import open_run
-
-    monkeypatch.chdir(tmp_path)
-    assert main(["train", "speech", "--workers", "2", "--runs", str(tmp_path / "runs")]) == 0
-    [folder] = (tmp_path / "runs").iterdir()
-    run = open_run(folder)
-    scores, baselines = run.task.scores(run.model), run.task.baselines()
+    scores, baselines = judged("speech", at=tmp_path)
     assert scores["cer"] < 0.45 and scores["wer"] < 0.75
     for figures in baselines.values():
         assert scores["cer"] < figures["cer"] - 0.2

@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from commands import judged
 from recipe_summarization import prepare
 from recipe_translation import numbers, write_rows
 
@@ -181,16 +182,9 @@ def test_reuters_articles_become_pairs(tmp_path):
 
 
 @pytest.mark.slow
-def test_descriptions_are_summed_up_better_than_by_any_baseline(tmp_path, monkeypatch):
+def test_descriptions_are_summed_up_better_than_by_any_baseline(tmp_path):
     """Trains as `shoal train summarization --workers 2` does, on the real texts."""
-    from shoal.cli.main import main
-    from shoal.recipes.finished import open_run
-
-    monkeypatch.chdir(tmp_path)
-    assert main(["train", "summarization", "--workers", "2", "--runs", str(tmp_path / "runs")]) == 0
-    [folder] = (tmp_path / "runs").iterdir()
-    run = open_run(folder)
-    scores, baselines = run.task.scores(run.model), run.task.baselines()
+    scores, baselines = judged("summarization", at=tmp_path)
     for figures in baselines.values():
         assert scores["rougeL"] > figures["rougeL"] + 3
 

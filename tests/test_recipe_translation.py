@@ -9,6 +9,7 @@ import os
 
 import pytest
 import torch
+from commands import judged
 from recipe_translation import numbers, prepare, write_lines, write_rows
 
 from shoal.data.cache import cache_folder
@@ -412,16 +413,9 @@ def test_descriptions_of_one_family_are_one_group():
 
 
 @pytest.mark.slow
-def test_help_texts_are_translated_better_than_by_any_baseline(tmp_path, monkeypatch):
+def test_help_texts_are_translated_better_than_by_any_baseline(tmp_path):
     """Trains as `shoal train translation --workers 2` does, on the real texts."""
-    from shoal.cli.main import main
-    from shoal.recipes.finished import open_run
-
-    monkeypatch.chdir(tmp_path)
-    assert main(["train", "translation", "--workers", "2", "--runs", str(tmp_path / "runs")]) == 0
-    [folder] = (tmp_path / "runs").iterdir()
-    run = open_run(folder)
-    scores, baselines = run.task.scores(run.model), run.task.baselines()
+    scores, baselines = judged("translation", at=tmp_path)
     for figures in baselines.values():
         assert scores["bleu"] > figures["bleu"] + 3
         assert scores["chrf"] > figures["chrf"]

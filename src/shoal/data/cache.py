@@ -21,7 +21,7 @@ def silent(line: str) -> None:
 def cache_folder() -> Path:
     """`SHOAL_CACHE`, or `shoal` in the user's cache directory. It need not exist yet."""
     if chosen := os.environ.get("SHOAL_CACHE"):
-        return Path(chosen).expanduser()
+        return Path(chosen).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(base).expanduser() / "shoal"
 
