@@ -393,6 +393,15 @@ def test_help_pages_are_aligned_by_place_and_id(tmp_path):
     ]
 
 
+def test_of_words_for_other_programs_those_by_default_are_taken():
+    switch = (
+        '<div id="DisplayArea"><p id="a">Press <span class="switchinline"><span hidden="true" '
+        'class="MAC">Command</span><span hidden="true"><em>Ctrl</em></span></span>+<span '
+        'class="key">D</span> <span hidden="true">now</span>.</p></div>'
+    )
+    assert blocks(switch) == [("a", "Press Ctrl+D now.")]
+
+
 def test_descriptions_of_one_family_are_one_group():
     def entry(name, *paragraphs):
         body = "\n .\n".join(f" {paragraph}" for paragraph in paragraphs)

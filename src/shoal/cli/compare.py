@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoal.cli.train import add_run_options, settings_of
+from shoal.cli.options import add_run_options, settings_of
 from shoal.errors import ShoalError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from shoal.cli import micro_batch
-from shoal.cli.train import add_run_options, configure
+from shoal.cli.options import add_run_options, configure
 from shoal.errors import ShoalError
 
 if TYPE_CHECKING:

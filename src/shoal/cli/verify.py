@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from shoal.cli.train import add_run_options, settings_of
+from shoal.cli.options import add_run_options, settings_of
 
 if TYPE_CHECKING:
     from shoal.train.certify import Outcome

@@ -33,8 +33,9 @@ def defaults(*, pretrained: bool = False) -> Mapping[str, JSON]:
         "data.sequence_length": 40,
         "batch.global_batch": 32,
         "batch.micro_batch": 8,
-        "budget.epochs": 4,
+        "budget.epochs": 5,
         "optimizer.lr": 3e-3,
+        "schedule.floor": 0.02,
         "evaluation.samples": 400,
         "evaluation.every": 400,
     }

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from shoal.report.history import Entry
+    from shoal.report.entry import Entry
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from shoal.report.history import ACTIVITIES, History
+from shoal.report.entry import ACTIVITIES
+from shoal.report.history import History
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from shoal.errors import ShoalError
+from shoal.report.entry import ACTIVITIES
 from shoal.report.figures import Measured
 from shoal.report.free_plots import free_plots
-from shoal.report.history import ACTIVITIES, History, Pace, Point
+from shoal.report.history import History, Pace, Point
 from shoal.report.look import COLOURS, DASHES, SYMBOLS, Plot, layout
 
 PARTS = {

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shoal.report.contributions import Contributions
+from shoal.report.entry import ACTIVITIES
 from shoal.report.figures import Row, Spread
-from shoal.report.history import ACTIVITIES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -113,9 +113,9 @@ class SequenceToSequence:
         return {"loss": Ratio(float(total), count)}
 
     def scores(self, model: nn.Module) -> Scores:
-        """The figures of greedy writing for the judged pairs."""
+        """The figures of what a beam search writes for the judged pairs."""
         sources, true = self._judged_texts()
-        return self.measure(self.write(model, sources, width=1), true)
+        return self.measure(self.write(model, sources), true)
 
     def baselines(self) -> Mapping[str, Scores]:
         """The same figures of what simple methods write for the same pairs."""

@@ -45,7 +45,11 @@ def write_pairs(pairs: Iterable[Pair], files: Path) -> int:
 
 
 class _Blocks(HTMLParser):
-    """The paragraphs and headings of a help page's own text, each with its id."""
+    """The paragraphs and headings of a help page's own text, each with its id.
+
+    Where a page has other words for other programs or systems (`switchinline`), the last are
+    taken: those that are said by default.
+    """
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -54,19 +58,28 @@ class _Blocks(HTMLParser):
         """How many `div` are open, counted from the one that holds the text."""
         self._id: str | None = None
         self._parts: list[str] | None = None
+        self._spans: list[int | None] = []
+        """For each open `span` that is a switch: how many parts came before it."""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         about = dict(attrs)
         if tag == "div" and (self._depth or about.get("id") == "DisplayArea"):
             self._depth += 1
         elif self._depth and re.fullmatch("p|h[1-6]", tag):
-            self._id, self._parts = about.get("id"), []
+            self._id, self._parts, self._spans = about.get("id"), [], []
+        elif tag == "span" and self._parts is not None:
+            if "hidden" in about and self._spans and (before := self._spans[-1]) is not None:
+                del self._parts[before:]  # another choice came first
+            switch = about.get("class") == "switchinline"
+            self._spans.append(len(self._parts) if switch else None)
         elif tag in ("br", "img") and self._parts is not None:
             self._parts.append(" ")
 
     def handle_endtag(self, tag: str) -> None:
         if tag == "div" and self._depth:
             self._depth -= 1
+        elif tag == "span" and self._spans:
+            self._spans.pop()
         elif self._parts is not None and re.fullmatch("p|h[1-6]", tag):
             self.found.append((self._id, " ".join("".join(self._parts).split())))
             self._parts = None
@@ -209,7 +222,7 @@ def _libreoffice(language: str, name: str) -> Entry:
         licence="MPL-2.0",
         size="8 MB",
         how=f"apt-get download libreoffice-help-en-us libreoffice-help-{language} (5 MB)",
-        version=lambda: "1",
+        version=lambda: "2",
         write=write,
     )
 
