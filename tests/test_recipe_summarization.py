@@ -186,7 +186,8 @@ def test_descriptions_are_summed_up_better_than_by_any_baseline(tmp_path):
     """Trains as `shoal train summarization --workers 2` does, on the real texts."""
     scores, baselines = judged("summarization", at=tmp_path)
     for figures in baselines.values():
-        assert scores["rougeL"] > figures["rougeL"] + 3
+        assert scores["rougeL"] > figures["rougeL"] + 2
+        assert scores["rouge1"] > figures["rouge1"] + 1
 
 
 @pytest.mark.slow

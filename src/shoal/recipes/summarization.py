@@ -28,7 +28,6 @@ def defaults(*, pretrained: bool = False) -> Mapping[str, JSON]:
         "batch.micro_batch": 8,
         "budget.epochs": 2,
         "optimizer.lr": 3e-3,
-        "schedule.floor": 0.02,
         "evaluation.samples": 400,
         "evaluation.every": 400,
     }
