@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import os.path
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from shoal.errors import ShoalError
+
+_MEANT = re.compile(r"\S+\.(csv|jsonl|txt|wav|flac|ogg|mp3|png|jpe?g|avi|mp4)", re.IGNORECASE)
+"""What is a file's name, and no text, also where there is no such file."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +31,6 @@ def run(args: argparse.Namespace) -> int:
     """Print a line for each prediction, as soon as it is there."""
     import torch
 
-    from shoal.errors import ShoalError
     from shoal.recipes.finished import open_run
     from shoal.tasks.base import Applied
 
@@ -45,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _sources(given: str | None) -> Iterator[str | None]:
     if given != "-":
+        if given is not None and _MEANT.fullmatch(given) and not os.path.exists(given):
+            raise ShoalError(f"there is no file {given}")
         yield given
         return
     for line in sys.stdin:
