@@ -11,7 +11,9 @@ import pytest
 from commands import launched, said, seats, weights
 
 from shoal.recipes.catalogue import RECIPES, configure
+from shoal.recipes.finished import open_run
 from shoal.strategy.presets import PRESETS
+from shoal.strategy.weights import weights_hash
 
 NAMES = sorted(path.stem.removeprefix("recipe_") for path in
                Path(__file__).parent.glob("recipe_*.py"))  # fmt: skip
@@ -70,14 +72,17 @@ def test_a_strategy_of_workers_alone_trains_it(ground, strategy):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", SERVED)
-def test_a_strategy_with_servers_trains_it(ground, alone, strategy):
+def test_a_strategy_with_servers_trains_it(ground, alone, strategy, monkeypatch):
     folder, settings = ground
     process = launched("train", *settings, *QUICK, "--strategy", strategy, "--workers", "2",
                        "--runs", f"runs-{strategy}", at=folder)  # fmt: skip
     text, _ = process.communicate(timeout=180)
     assert process.returncode == 0, text
+    monkeypatch.setenv("SHOAL_CACHE", str(folder / "cache"))
+    monkeypatch.chdir(folder)
+    (run,) = (folder / f"runs-{strategy}").iterdir()
     if strategy == "sync_ps":
-        assert alone in text
+        assert weights_hash(open_run(run).model) == alone
 
 
 def test_a_finished_run_is_judged_beside_its_baselines(ground, alone):

@@ -68,8 +68,8 @@ def load(path: str) -> HuggingFaceModel:
         ShoalError: there is none that can be read safely, or one that would let one document
             of a row see another. The message names the path.
     """
-    place = _locate(path)
-    transformers = _transformers()
+    place = locate(path)
+    transformers = load_transformers()
     gguf = "gguf_file" in place.options
     weights = {} if gguf else {"use_safetensors": True}
     # The reader of GGUF shows its progress bar whatever the library was told.
@@ -80,7 +80,7 @@ def load(path: str) -> HuggingFaceModel:
                 place.name, dtype=torch.float32, **weights, **place.options
             )
     except Exception as error:  # the library raises OSError, ValueError, KeyError, ImportError ...
-        raise _unreadable("model", path, place, error) from error
+        raise unreadable("model", path, place, error) from error
     if gguf:
         inner = _without_quantisation(inner)
     model = HuggingFaceModel(inner)
@@ -90,14 +90,14 @@ def load(path: str) -> HuggingFaceModel:
 
 def skeleton(path: str) -> HuggingFaceModel:
     """The same model without its numbers, on torch's meta device: it takes no memory."""
-    place = _locate(path)
-    transformers = _transformers()
+    place = locate(path)
+    transformers = load_transformers()
     try:
         config = transformers.AutoConfig.from_pretrained(place.name, **place.options)
         with torch.device("meta"):
             inner = transformers.AutoModelForCausalLM.from_config(config)
     except Exception as error:  # as in `load`
-        raise _unreadable("model", path, place, error) from error
+        raise unreadable("model", path, place, error) from error
     return HuggingFaceModel(inner)
 
 
@@ -107,14 +107,14 @@ def own_tokenizer(path: str) -> Tokenizer:
     Raises:
         ShoalError: there is none; the message names the path.
     """
-    place = _locate(path)
+    place = locate(path)
     if "gguf_file" not in place.options:
         return load_tokenizer(place.name)
-    transformers = _transformers()
+    transformers = load_transformers()
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(place.name, **place.options)
     except Exception as error:  # as in `load`
-        raise _unreadable("tokenizer", path, place, error) from error
+        raise unreadable("tokenizer", path, place, error) from error
     inner, end = loaded.backend_tokenizer, loaded.eos_token_id
     if end is None:
         raise ShoalError(f"the tokenizer in {path} has no end-of-text token (eos_token)")
@@ -131,7 +131,8 @@ def document_positions(segments_BT: Tensor) -> Tensor:
     return positions_T - first_BT
 
 
-def _locate(path: str) -> _Place:
+def locate(path: str) -> _Place:
+    """Where a model is. Raises ShoalError: there is none, or only as a pickle."""
     place = Path(path).expanduser()
     if not place.exists():
         if path.startswith((".", "/", "~")) or path.count("/") > 1:
@@ -186,7 +187,8 @@ def _without_quantisation(inner: Any) -> Any:
     return plain
 
 
-def _unreadable(what: str, path: str, place: _Place, error: Exception) -> ShoalError:
+def unreadable(what: str, path: str, place: _Place, error: Exception) -> ShoalError:
+    """The error of a folder or name that transformers cannot read, with its first reason."""
     where = f"in {path}" if place.local else f"named {path}, as a folder or on the hub"
     lines = str(error).strip().splitlines()
     return ShoalError(
@@ -219,7 +221,7 @@ def _refuse_leaks(model: HuggingFaceModel, path: str) -> None:
         )
 
 
-def _transformers() -> Any:
+def load_transformers() -> Any:
     """The library, without its progress bars and its advice."""
     import transformers
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from shoal.errors import ShoalError
-from shoal.models.hugging_face import _locate, _transformers, _unreadable
+from shoal.models.hugging_face import load_transformers, locate, unreadable
 from shoal.models.sequence import NONE, SequenceModel
 
 
@@ -66,15 +66,15 @@ def load_sequence_model(path: str) -> HuggingFaceSequenceModel:
 
     Raises ShoalError where there is none that can be read safely; the message names the path.
     """
-    place = _locate(path)
+    place = locate(path)
     if "gguf_file" in place.options:
         raise ShoalError(f"{path} holds a GGUF model; this recipe reads safetensors only")
     try:
-        inner = _transformers().AutoModelForSeq2SeqLM.from_pretrained(
+        inner = load_transformers().AutoModelForSeq2SeqLM.from_pretrained(
             place.name, dtype=torch.float32, use_safetensors=True, **place.options
         )
     except Exception as error:  # the library raises OSError, ValueError, KeyError, ImportError ...
-        raise _unreadable("encoder-decoder model", path, place, error) from error
+        raise unreadable("encoder-decoder model", path, place, error) from error
     start = inner.config.decoder_start_token_id
     padding = inner.config.pad_token_id
     if start is None or padding is None:

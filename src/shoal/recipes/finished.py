@@ -16,7 +16,7 @@ from shoal.recipes.catalogue import recipe, words
 from shoal.tasks.base import Task
 from shoal.tasks.language_model import LanguageModel
 from shoal.train.config import RunConfig
-from shoal.train.folder import run_config
+from shoal.train.folder import read_manifest, run_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +60,12 @@ def open_run(folder: Path, own: str | None = None) -> Run:
     for sentence in rejected:
         warnings.warn(sentence, stacklevel=2)
     task = recipe(config.recipe).build(config)
+    trained_on = read_manifest(folder)["data"]
+    if getattr(task, "fingerprint", trained_on) != trained_on:
+        raise ShoalError(
+            f"the data is not what {folder} was trained on: {config.data.source} has changed, and "
+            "with it what the model's numbers stand for; bring the old data back, or train anew"
+        )
     model = task.build_model()
     with torch.no_grad():
         for name, value in (*model.named_parameters(), *model.named_buffers()):

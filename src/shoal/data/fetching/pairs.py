@@ -136,7 +136,7 @@ def synopses(work: Path, files: Path, say: Say) -> None:
     say("downloading Debian's package descriptions with apt-get")
     options = ("Acquire::Languages=en", "Acquire::GzipIndexes=false", f"Dir::State::Lists={lists}")
     command = ["apt-get", *(part for option in options for part in ("-o", option)), "update"]
-    tools._run("synopses", command, work)
+    tools.run("synopses", command, work)
     paths = sorted(lists.glob("*_main_i18n_Translation-en"))
     texts = (path.read_text("utf-8") for path in paths)
     if not write_pairs(description_pairs(texts), files):

@@ -15,7 +15,7 @@ TIMEOUT = 900
 
 def npm(name: str, package: str, work: Path) -> Path:
     """The archive of an npm package, `NAME@VERSION`. Read its members, never extract them."""
-    _run(name, ["npm", "pack", "--silent", package], work)
+    run(name, ["npm", "pack", "--silent", package], work)
     return _only(work, "*.tgz", name)
 
 
@@ -23,21 +23,22 @@ def pip(name: str, package: str, work: Path, *, source: bool = False) -> Path:
     """The wheel of a PyPI package, `NAME==VERSION`, or its source archive."""
     kind = ["--no-binary", package.partition("==")[0]] if source else []
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    _run(name, [*command, "--disable-pip-version-check", *kind, package], work)
+    run(name, [*command, "--disable-pip-version-check", *kind, package], work)
     return _only(work, "*.tar.gz" if source else "*.whl", name)
 
 
 def debian(name: str, package: str, work: Path, say: Say) -> Path:
     """Download a Debian package and unpack its files; needs no root and installs nothing."""
     say(f"downloading {package} with apt-get")
-    _run(name, ["apt-get", "download", package], work)
+    run(name, ["apt-get", "download", package], work)
     archive = _only(work, f"{package}_*.deb", name)
     say(f"unpacking {archive.name}")
-    _run(name, ["dpkg-deb", "-x", str(archive), str(work / "files")], work)
+    run(name, ["dpkg-deb", "-x", str(archive), str(work / "files")], work)
     return work / "files"
 
 
-def _run(name: str, command: list[str], folder: Path) -> None:
+def run(name: str, command: list[str], folder: Path) -> None:
+    """Run a registry's program in a folder. Raises ShoalError, with the program's own reason."""
     if shutil.which(command[0]) is None:
         raise missing(name, f"it is fetched with {command[0]}, which this machine does not have")
     try:
