@@ -10,7 +10,7 @@ from shoal.errors import ShoalError
 from shoal.world.fork import fork_workers
 from shoal.world.join import join_world
 from shoal.world.seat import Seat, find_seat, seat_size
-from shoal.world.world import PeerLost
+from shoal.world.world import PeerLost, World
 
 TORCHRUN = {
     "RANK": "3",
@@ -124,6 +124,38 @@ def test_a_worker_that_leaves_is_named_to_the_others_at_once(how, told):
     for rank in (0, 2):
         kind, message, _ = outcomes[rank][1]
         assert kind == "PeerLost" and told in message
+
+
+def dying_while_joining():
+    rank, opening = int(os.environ["RANK"]), os.pidfd_open
+
+    def late(process):
+        if rank == 1:
+            os._exit(3)
+        while rank == 0 and process == others[1] and os.path.exists(f"/proc/{process}"):
+            time.sleep(0.01)
+        return opening(process)
+
+    os.pidfd_open = late
+    others = {}
+    exchange = World.exchange
+
+    def noted(self, label, value, **more):
+        said = exchange(self, label, value, **more)
+        others.update(enumerate(one["process"] for one in said))
+        return said
+
+    World.exchange = noted
+    world = join_world()
+    World.exchange = exchange
+    world.exchange("anything", None)
+
+
+def test_a_worker_that_ends_while_joining_is_named_by_those_who_saw_another_end_after_it():
+    outcomes = attempt(3, dying_while_joining)
+    for rank in (0, 2):
+        kind, message, _ = outcomes[rank][1]
+        assert kind == "PeerLost" and "worker 1 " in message
 
 
 def dawdling():

@@ -136,7 +136,9 @@ class World:
                         self._handles[worker] = os.pidfd_open(identity["process"])
                     except ProcessLookupError:
                         self._raise_failure()  # it may have said why
-                        raise PeerLost(f"worker {worker} ended while joining") from None
+                        lost = f"worker {worker} ended while joining"
+                        self.fail(lost)  # else the others would blame this worker, the next to end
+                        raise PeerLost(lost) from None
         return identities
 
     def _raise_failure(self) -> None:
