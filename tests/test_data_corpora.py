@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -214,6 +215,29 @@ def test_a_long_file_comes_in_pieces_and_is_one_document(tmp_path, monkeypatch, 
     assert [document.ends for document in found] == [False] * (len(found) - 1) + [True]
     assert all(document.text[-1].strip() and following.text[0] in " \n"
                for document, following in itertools.pairwise(found))  # fmt: skip
+
+
+READING = """
+import resource, sys
+from shoal.data.config import DataConfig
+from shoal.data.corpora import documents
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
+characters = sum(len(document.text) for document in documents(DataConfig(source=sys.argv[1])))
+print(characters, (peak() - before) << 10)
+"""
+
+
+def test_reading_a_long_file_takes_little_memory(tmp_path):
+    line = "Some words — and a number 123 of them in a line.\n"
+    (tmp_path / "a.txt").write_text(line * 1_000_000)  # 51 MB
+    said = subprocess.run(
+        [sys.executable, "-c", READING, tmp_path / "a.txt"], capture_output=True, text=True,
+        check=True,
+    ).stdout  # fmt: skip
+    characters, memory = map(int, said.split())
+    assert characters == len(line) * 1_000_000
+    assert memory < 25e6
 
 
 def test_a_byte_that_is_no_text_is_named_in_a_long_file_too(tmp_path, monkeypatch):

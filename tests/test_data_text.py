@@ -52,7 +52,7 @@ def texts(stream, tokenizer) -> list[str]:
 
 
 def split(documents, *, holdout=0.2, corpus="c"):
-    tokenizer = train_tokenizer([SENTENCE * 20], corpus="t", vocab_size=300)
+    tokenizer = train_tokenizer(lambda: [SENTENCE * 20], corpus="t", vocab_size=300)
     file = tokenize(
         [Document(*pair) for pair in documents],
         corpus=corpus,
@@ -150,7 +150,7 @@ def test_an_empty_corpus_is_refused_and_leaves_nothing_behind(tmp_path):
 
 
 def test_a_fault_in_the_middle_of_a_corpus_leaves_nothing_half_written(tmp_path):
-    tokenizer = train_tokenizer([SENTENCE], corpus="t", vocab_size=300)
+    tokenizer = train_tokenizer(lambda: [SENTENCE], corpus="t", vocab_size=300)
     path = tmp_path / "rows.jsonl"
     path.write_text('{"text": "' + "good " * 99 + '"}\n{"no": 1}\n')
     with pytest.raises(ShoalError, match="row 2"):
@@ -173,7 +173,7 @@ def test_a_second_start_reads_no_document_and_is_fast(folder, monkeypatch):
 
 
 def test_everything_that_decides_the_samples_is_in_the_fingerprint(folder):
-    tokenizer = train_tokenizer([SENTENCE], corpus="other", vocab_size=270)
+    tokenizer = train_tokenizer(lambda: [SENTENCE], corpus="other", vocab_size=270)
     tokenizer.save(folder.parent / "tokenizer")
     base = open_text(config(folder))
     changed = [
@@ -190,7 +190,7 @@ def test_everything_that_decides_the_samples_is_in_the_fingerprint(folder):
 
 
 def test_a_vocabulary_beyond_sixteen_bits_takes_wider_numbers():
-    tokenizer = train_tokenizer([SENTENCE], corpus="t", vocab_size=300)
+    tokenizer = train_tokenizer(lambda: [SENTENCE], corpus="t", vocab_size=300)
     narrow = tokenize([Document("a", "fish")], corpus="c", tokenizer=tokenizer, holdout=0.5)
     tokenizer.vocab_size, tokenizer.end_of_text, tokenizer.fingerprint = 70_000, 69_999, "wide"
     wide = tokenize([Document("a", "fish")], corpus="c", tokenizer=tokenizer, holdout=0.5)

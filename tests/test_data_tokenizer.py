@@ -30,7 +30,7 @@ def own_cache(tmp_path, monkeypatch):
 def trained(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHOAL_CACHE", str(tmp_path_factory.mktemp("trained")))
-        yield train_tokenizer([text(1)], corpus="c", vocab_size=300)
+        yield train_tokenizer(lambda: [text(1)], corpus="c", vocab_size=300)
 
 
 @settings(deadline=None)
@@ -50,31 +50,33 @@ def test_the_end_of_text_token_is_never_what_a_text_spells(trained):
 
 
 def test_the_vocabulary_is_no_larger_than_asked_and_smaller_for_little_text():
-    assert train_tokenizer([text(1)], corpus="a", vocab_size=300).vocab_size == 300
-    assert train_tokenizer(["ab ab"], corpus="b", vocab_size=4096).vocab_size < 262
+    assert train_tokenizer(lambda: [text(1)], corpus="a", vocab_size=300).vocab_size == 300
+    assert train_tokenizer(lambda: ["ab ab"], corpus="b", vocab_size=4096).vocab_size < 262
 
 
 def test_training_twice_gives_the_same_tokenizer(tmp_path, monkeypatch):
-    first = train_tokenizer([text(1), text(2)], corpus="c", vocab_size=400)
+    first = train_tokenizer(lambda: [text(1), text(2)], corpus="c", vocab_size=400)
     monkeypatch.setenv("SHOAL_CACHE", str(tmp_path / "another"))
-    again = train_tokenizer([text(1), text(2)], corpus="c", vocab_size=400)
+    again = train_tokenizer(lambda: [text(1), text(2)], corpus="c", vocab_size=400)
     assert first.fingerprint == again.fingerprint
 
 
 def test_a_trained_tokenizer_is_kept_by_corpus_and_size():
-    first = train_tokenizer([text(1)], corpus="c", vocab_size=300)
-    kept = train_tokenizer(["never read"], corpus="c", vocab_size=300)
-    other_size = train_tokenizer([text(1)], corpus="c", vocab_size=301)
-    other_corpus = train_tokenizer(["another corpus " * 9], corpus="d", vocab_size=300)
+    first = train_tokenizer(lambda: [text(1)], corpus="c", vocab_size=300)
+    kept = train_tokenizer(lambda: ["never read"], corpus="c", vocab_size=300)
+    other_size = train_tokenizer(lambda: [text(1)], corpus="c", vocab_size=301)
+    other_corpus = train_tokenizer(lambda: ["another corpus " * 9], corpus="d", vocab_size=300)
     assert kept.fingerprint == first.fingerprint
     assert len({first.fingerprint, other_size.fingerprint, other_corpus.fingerprint}) == 3
 
 
-def test_the_vocabulary_of_a_huge_corpus_is_learnt_from_its_beginning(monkeypatch):
-    monkeypatch.setattr("shoal.data.tokenizer.MOST_TRAINING_CHARACTERS", 1000)
+def test_the_vocabulary_of_a_large_corpus_is_learnt_from_all_its_parts(monkeypatch):
+    monkeypatch.setattr("shoal.data.tokenizer.MOST_TRAINING_CHARACTERS", 20_000)
     said: list[str] = []
-    train_tokenizer((text(n) for n in range(3)), corpus="huge", vocab_size=300, say=said.append)
-    assert any("first 1000 characters" in line for line in said)
+    parts = ["fish " * 10_000, "water " * 10_000]
+    found = train_tokenizer(lambda: parts, corpus="large", vocab_size=300, say=said.append)
+    assert any("from 1/6 of it" in line for line in said)
+    assert len(found.encode(" fish water")) == 2
 
 
 @settings(deadline=None)

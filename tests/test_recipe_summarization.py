@@ -96,7 +96,7 @@ def folder(tmp_path):
     from shoal.data.tokenizer import train_tokenizer
 
     texts = [f"This is about {left}. It says no more." for left, _ in numbers(90)]
-    tokenizer = train_tokenizer(texts, corpus="t5", vocab_size=300)
+    tokenizer = train_tokenizer(lambda: texts, corpus="t5", vocab_size=300)
     config = transformers.T5Config(
         vocab_size=300, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4,
         decoder_start_token_id=tokenizer.end_of_text, pad_token_id=tokenizer.end_of_text,
@@ -159,7 +159,7 @@ def test_folders_that_cannot_be_read_safely_are_refused(tmp_path, folder):
         from shoal.data.tokenizer import train_tokenizer
 
         texts = [f"{left} {right}" for left, right in numbers(90)]
-        train_tokenizer(texts, corpus="other", vocab_size=330).save(tmp_path / "other")
+        train_tokenizer(lambda: texts, corpus="other", vocab_size=330).save(tmp_path / "other")
         pretrained(tmp_path, folder, f"data.tokenizer={tmp_path / 'other'}").build_model()
     task = pretrained(tmp_path, folder)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")

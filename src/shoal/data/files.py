@@ -20,8 +20,11 @@ TEXT_SUFFIXES = (".txt", ".md", ".rst")
 
 HASH_BLOCK = 1 << 20
 
-PIECE = 1 << 23
-"""Bytes of a file that are read at once, and at most become one piece of a document."""
+PIECE = 1 << 15
+"""Bytes of a file that are read at once, and become about one piece of a document.
+
+Small on purpose: with blocks of 1 MB glibc's heap grew by as much as the file is long.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +160,7 @@ def _whole(file: FoundFile) -> Iterator[Document]:
             if offset == 0:
                 text = text.removeprefix("\ufeff")
             offset += len(block)
-            cut = last_cut(text) if offset < size else len(text)
+            cut = last_cut(text, len(kept)) if offset < size else len(text)
             kept = text[cut:]
             if cut:
                 yield Document(file.name, text[:cut], ends=offset >= size)

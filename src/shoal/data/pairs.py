@@ -123,7 +123,7 @@ def open_pairs(
 
     if tokenizer is None:
         tokenizer = train_tokenizer(
-            training_texts(), corpus=splitting, vocab_size=config.vocab_size, say=say
+            training_texts, corpus=splitting, vocab_size=config.vocab_size, say=say
         )
     length = config.sequence_length
     key = digest(splitting, tokenizer.fingerprint, length, cut)

@@ -59,7 +59,7 @@ def _tokenizer(config: DataConfig, corpus: Corpus, say: Say) -> Tokenizer:
     if config.tokenizer is not None:
         return load_tokenizer(config.tokenizer)
     return train_tokenizer(
-        (document.text for document in corpus.documents()),
+        lambda: (document.text for document in corpus.documents()),
         corpus=corpus.fingerprint,
         vocab_size=config.vocab_size,
         say=say,

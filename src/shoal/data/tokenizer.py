@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,16 @@ KNOWN_ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[SEP]")
 TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*tok*.json")
 """Patterns of which one is in every folder with a tokenizer."""
 
-MOST_TRAINING_CHARACTERS = 200_000_000
-"""The vocabulary of a larger corpus is learnt from its beginning; more text changes little."""
+MOST_TRAINING_CHARACTERS = 1 << 25
+"""The vocabulary of a larger corpus is learnt from pieces of it, evenly spread.
 
-LONG_PIECE = 1 << 18
-"""Characters after which a long document is cut for encoding: it bounds the memory needed."""
+More text changes little: the trainer's table of words is what would take the memory.
+"""
 
-TRAINING_PIECE = 1 << 13
-"""The same for the trainer, which holds 256 pieces at once, at 20 times their size."""
+PIECE = 1 << 12
+"""Characters after which a long document is cut: the trainer holds 256 pieces at once, at 20
+times their size.
+"""
 
 # Where a cut leaves the tokens of a byte-level BPE as they were: its words end where a space
 # begins, and what it does with spaces depends on what follows them.
@@ -75,21 +77,21 @@ class Tokenizer:
 
 
 def train_tokenizer(
-    texts: Iterable[str], *, corpus: str, vocab_size: int, say: Say = silent
+    texts: Callable[[], Iterable[str]], *, corpus: str, vocab_size: int, say: Say = silent
 ) -> Tokenizer:
     """Train a byte-level BPE, or take it from the cache.
 
     Args:
-        texts: the corpus; read only when the cache has no tokenizer for it.
+        texts: reads the corpus; called only when the cache has no tokenizer for it, twice.
         corpus: the corpus's fingerprint, under which the tokenizer is kept.
         vocab_size: the most tokens it may have; a small corpus can give fewer.
         say: receives progress.
     """
-    key = digest("byte-level bpe 1", tokenizers.__version__, corpus, vocab_size)[:32]
+    key = digest("byte-level bpe 2", tokenizers.__version__, corpus, vocab_size)[:32]
 
     def build(partial: Path) -> None:
         say(f"training a tokenizer of up to {vocab_size} tokens")
-        inner = _trained(_beginning(texts, say), vocab_size)
+        inner = _trained(_spread(texts, say), vocab_size)
         end = inner.token_to_id(END_OF_TEXT)
         Tokenizer(inner, end, _settings_of_ours()).save(partial)
 
@@ -118,7 +120,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     return _through_transformers(name)
 
 
-def pieces(text: str, limit: int = LONG_PIECE) -> Iterator[str]:
+def pieces(text: str, limit: int = PIECE) -> Iterator[str]:
     """Cut a long text where the tokens of a byte-level BPE do not change."""
     start = 0
     while len(text) - start > limit:
@@ -131,10 +133,13 @@ def pieces(text: str, limit: int = LONG_PIECE) -> Iterator[str]:
         yield text[start:] if start else text
 
 
-def last_cut(text: str) -> int:
-    """The last place at which `pieces` could cut a text; 0 where there is none."""
+def last_cut(text: str, searched: int = 0) -> int:
+    """The last place at which `pieces` could cut a text; 0 where there is none.
+
+    `searched`: characters at its beginning in which there is no such place.
+    """
     for end in (1 << 10, len(text)):  # there is nearly always one close to the end
-        found = list(_CUT.finditer(text, max(0, len(text) - end)))
+        found = list(_CUT.finditer(text, max(0, searched - 1, len(text) - end)))
         if found:
             return found[-1].end()
     return 0
@@ -155,14 +160,17 @@ def _trained(texts: Iterable[str], vocab_size: int) -> Any:
     return inner
 
 
-def _beginning(texts: Iterable[str], say: Say) -> Iterator[str]:
-    left = MOST_TRAINING_CHARACTERS
-    for text in texts:
-        if left <= 0:
-            say(f"the vocabulary is learnt from the first {MOST_TRAINING_CHARACTERS} characters")
-            return
-        yield from pieces(text[:left], TRAINING_PIECE)
-        left -= len(text)
+def _spread(texts: Callable[[], Iterable[str]], say: Say) -> Iterator[str]:
+    """All pieces of the corpus; of a large one every second, or every third, and so on."""
+    every = -(-sum(map(len, texts())) // MOST_TRAINING_CHARACTERS)
+    if every > 1:
+        say(f"the corpus is large: the vocabulary is learnt from 1/{every} of it, evenly spread")
+    number = 0
+    for text in texts():
+        for piece in pieces(text):
+            if number % every == 0:
+                yield piece
+            number += 1
 
 
 def _settings_of_ours() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from shoal.data.split import share_of
 from shoal.data.tokenizer import Tokenizer, pieces
 from shoal.errors import ShoalError
 
-BATCH_CHARACTERS = 1 << 20
+BATCH_CHARACTERS = 1 << 17
 """Text that is encoded at once: enough to keep all threads busy, little to hold."""
 
 FORMAT = 1
