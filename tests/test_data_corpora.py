@@ -237,7 +237,7 @@ def test_reading_a_long_file_takes_little_memory(tmp_path):
     ).stdout  # fmt: skip
     characters, memory = map(int, said.split())
     assert characters == len(line) * 1_000_000
-    assert memory < 25e6
+    assert memory < 6e6
 
 
 def test_a_byte_that_is_no_text_is_named_in_a_long_file_too(tmp_path, monkeypatch):
