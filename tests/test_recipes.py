@@ -22,8 +22,8 @@ QUICK = ("--steps", "4", "--set", "records.tensorboard=false", "--set", "checkpo
 IN_STEP = ("local_sgd", "post_local_sgd", "diloco", "streaming_diloco", "sparse_loco", "powersgd",
            "hogwild")  # fmt: skip
 SERVED = ("sync_ps", "ssp", "async_ps", "async_diloco")
-PLAIN = {"lm", "finetune"}
-"""Recipes of text alone, which all other tests train."""
+PLAIN = {"lm"}
+"""The one that all other tests train."""
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -81,8 +81,10 @@ def test_a_strategy_with_servers_trains_it(ground, alone, strategy, monkeypatch)
     monkeypatch.setenv("SHOAL_CACHE", str(folder / "cache"))
     monkeypatch.chdir(folder)
     (run,) = (folder / f"runs-{strategy}").iterdir()
+    found = open_run(run)
+    assert f"{getattr(found.task, 'unit', 'targets')}/s" in text
     if strategy == "sync_ps":
-        assert weights_hash(open_run(run).model) == alone
+        assert weights_hash(found.model) == alone
 
 
 def test_a_finished_run_is_judged_beside_its_baselines(ground, alone):

@@ -204,7 +204,9 @@ def _judge(training: Training) -> None:
         write_results(training.folder, results, step=training.worker.steps)
         training.progress.note(results_table(results))
     if isinstance(task, LanguageModel):
-        from shoal.models.generate import generate
+        from shoal.models.generate import generate, room
 
-        text = "".join(generate(model, task.tokenizer, "The ", tokens=80, seed=0))
-        training.progress.note(f"a sample: The {text}")
+        prompt = "The "
+        tokens = room(model, task.tokenizer, prompt, 80)
+        text = "".join(generate(model, task.tokenizer, prompt, tokens=tokens, seed=0))
+        training.progress.note(f"a sample: {prompt}{text}")

@@ -65,6 +65,12 @@ def generate(
     return pieces(tokenizer, _until(chosen, tokenizer.end_of_text))
 
 
+def room(model: nn.Module, tokenizer: TextCodec, prompt: str, most: int) -> int:
+    """How many tokens to ask for behind `prompt`: `most`, or as many as the model can hold."""
+    context = getattr(model, "context", None)
+    return most if context is None else max(1, min(most, context - len(tokenizer.encode(prompt))))
+
+
 def choose_tokens(
     model: CausalModel,
     prompt: Sequence[int],

@@ -12,7 +12,7 @@ from torch import nn
 from shoal.data.files import decoded
 from shoal.data.text import Text
 from shoal.models.config import ModelConfig
-from shoal.models.generate import generate
+from shoal.models.generate import generate, room
 from shoal.tasks.base import Scores
 from shoal.tasks.language_model import LanguageModel
 
@@ -52,7 +52,8 @@ class FineTuning(LanguageModel):
     def predict(self, model: nn.Module, source: str | None) -> Iterator[Mapping[str, Any]]:
         """How a text goes on, or the text in a file; without one, how held-out texts do."""
         for prompt in [_text(source)] if source is not None else self._openings():
-            more = generate(model, self.tokenizer, prompt, tokens=CONTINUATION, temperature=0.0)
+            tokens = room(model, self.tokenizer, prompt, CONTINUATION)
+            more = generate(model, self.tokenizer, prompt, tokens=tokens, temperature=0.0)
             yield {"text": prompt, "continuation": "".join(more)}
 
     def _openings(self) -> Iterator[str]:

@@ -68,7 +68,11 @@ def train_served(
         job=_job(key),
         timeout=config.timeout,
         rank=rank,
-        about={"data": fingerprint, "torch": str(torch.__version__)},
+        about={
+            "data": fingerprint,
+            "torch": str(torch.__version__),
+            "unit": getattr(task, "unit", "targets"),
+        },
     )
     worker.evaluator = lambda: _measure(config, task, worker)
     with worker, _leaving_on_signals() as asked:

@@ -270,9 +270,11 @@ class FirstRun:
         """The first worker has told how long the run is, and on which data."""
         write_manifest(self.folder, self.config, data=about.get("data", ""), samples=plan.length)
         steps = -(-plan.end // plan.global_batch)
+        unit = about.get("unit", "")
         self._progress = self._stack.enter_context(
             open_progress(steps, resumed_step=self._resumed_step, every=self.config.records.every,
-                          json=self._json, out=sys.stdout)
+                          unit=unit if unit.isalpha() else "targets", json=self._json,
+                          out=sys.stdout)
         )  # fmt: skip
         self._records = ServedRecords(
             self.config, self.folder, resumed_step=self._resumed_step, end=plan.end,
