@@ -1,4 +1,4 @@
-"""A tiny pretrained causal model in a folder, with its tokenizer, and a text that it has not seen."""
+"""A tiny causal model in a folder, with its tokenizer, and a text that it has not seen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import transformers
 
 from shoal.data.tokenizer import train_tokenizer
 
-WORDS = "sea wind fish shoal turn light deep silver move as one follow near far tide cold".split()
+WORDS = ("sea", "wind", "fish", "shoal", "turn", "light", "deep", "silver", "move", "as", "one")
 SETTINGS = [
     *("recipe=finetune", "data.sequence_length=16", "batch.global_batch=12"),
     *("batch.micro_batch=2", "budget.steps=4", "evaluation.samples=8", "evaluation.every=0"),

@@ -57,7 +57,8 @@ def test_the_prompt_may_be_a_file(tmp_path):
     task = opened(tiny.prepare(tmp_path))
     (tmp_path / "prompt.txt").write_text("deep silver fish")
     model = task.build_model().eval()
-    assert [*task.predict(model, str(tmp_path / "prompt.txt"))][0]["text"] == "deep silver fish"
+    (told,) = task.predict(model, str(tmp_path / "prompt.txt"))
+    assert told["text"] == "deep silver fish"
 
 
 @pytest.mark.parametrize(
