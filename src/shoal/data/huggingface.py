@@ -1,5 +1,6 @@
 """Documents from a Hugging Face data set, by hub name or local path (an optional extra)."""
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,23 @@ BATCH = 1000
 
 
 def open_dataset(name: str, text_field: str) -> tuple[str, str, Callable[[], Iterator[Document]]]:
-    """(name, fingerprint, reader) of a data set; of its splits, `train` is read.
+    """(name, fingerprint, reader) of a data set's texts; of its splits, `train` is read.
 
     Raises:
         ShoalError: the extra is not installed, the data set is missing, or it has no such field.
+    """
+    table = open_table(name)
+    if text_field not in table.column_names:
+        fields = ", ".join(table.column_names)
+        raise ShoalError(f"hf:{name} has no field {text_field!r} (it has: {fields})")
+    return name, f"{table._fingerprint}/{text_field}", lambda: _documents(table, name, text_field)
+
+
+def open_table(name: str) -> Any:
+    """The `train` split of a data set, by hub name or local path, as a `datasets.Dataset`.
+
+    Raises:
+        ShoalError: the extra is not installed, or the data set cannot be opened.
     """
     try:
         import datasets
@@ -24,13 +38,44 @@ def open_dataset(name: str, text_field: str) -> tuple[str, str, Callable[[], Ite
             f"the data set hf:{name} needs the `datasets` library: pip install 'shoal[datasets]'"
         ) from None
     try:
-        table = _load(datasets, name)
+        return _load(datasets, name)
     except Exception as error:  # the library raises many kinds, from network to schema
         raise ShoalError(f"cannot open the data set hf:{name}: {error}") from error
-    if text_field not in table.column_names:
-        fields = ", ".join(table.column_names)
-        raise ShoalError(f"hf:{name} has no field {text_field!r} (it has: {fields})")
-    return name, f"{table._fingerprint}/{text_field}", lambda: _documents(table, name, text_field)
+
+
+def write_rows(table: Any, name: str, path: Path) -> None:
+    """Write a table as JSON lines: `outer.inner` for columns of columns, classes by their names.
+
+    Raises:
+        ShoalError: a column holds what JSON cannot, such as pictures; it is named.
+    """
+    table = table.flatten()
+    classes = {
+        column: feature.names
+        for column, feature in table.features.items()
+        if hasattr(feature, "int2str")
+    }
+    with path.open("w", encoding="utf-8") as file:
+        for batch in table.iter(batch_size=BATCH):
+            for column, names in classes.items():
+                batch[column] = [
+                    names[number] if number is not None and number >= 0 else None  # -1: no label
+                    for number in batch[column]
+                ]
+            for values in zip(*batch.values(), strict=True):
+                row = dict(zip(batch, values, strict=True))
+                file.write(json.dumps(row, ensure_ascii=False, default=_refused(name, row)) + "\n")
+
+
+def _refused(name: str, row: dict[str, Any]) -> Callable[[Any], Any]:
+    def refuse(value: Any) -> Any:
+        column = next(key for key, held in row.items() if held is value)
+        raise ShoalError(
+            f"hf:{name}: the column {column!r} holds {type(value).__name__}; "
+            "only text and numbers are read from a data set"
+        )
+
+    return refuse
 
 
 def _load(datasets: Any, name: str) -> Any:

@@ -9,12 +9,14 @@ from pathlib import Path
 
 from shoal.data.cache import Say, digest, prepared, silent
 from shoal.data.catalogue import CATALOGUE, names_of
-from shoal.data.corpora import key_of
+from shoal.data.corpora import HF_PREFIX, key_of
 from shoal.data.entry import Entry, Kind
 from shoal.data.files import FoundFile, files_fingerprint
 from shoal.errors import ShoalError
 
 TABLES = (".csv", ".jsonl", ".txt")
+
+MEDIA: tuple[Kind, ...] = ("speech", "images", "video")
 
 NOT_MEDIA = (*TABLES, "", ".json", ".lock", ".log", ".safetensors", ".toml")
 """Names' ends of what a run writes, which may lie below a folder of data."""
@@ -35,7 +37,8 @@ class Source:
 
 
 def find_source(source: str, kind: Kind, say: Say = silent) -> Source:
-    """Find data by its name in the catalogue (fetching it when it is not here yet) or its path.
+    """Find data by its name in the catalogue (fetching it when it is not here yet) or on the hub,
+    or by its path.
 
     Raises:
         ShoalError: no such name or path, data of another kind, or it cannot be fetched.
@@ -53,6 +56,8 @@ def find_source(source: str, kind: Kind, say: Say = silent) -> Source:
             name=source, path=folder / "files",
             fingerprint=digest("catalogue", (folder / "sha256").read_text()),
         )  # fmt: skip
+    if source.startswith(HF_PREFIX):
+        return _hugging_face(source, kind, say)
     path = Path(source).expanduser()
     if not path.exists():
         close = get_close_matches(source, names, n=1)
@@ -62,6 +67,20 @@ def find_source(source: str, kind: Kind, say: Say = silent) -> Source:
             f"({', '.join(names)}){hint}"
         )
     return Source(name=source, path=path, fingerprint=fingerprint_of(path, kind, say))
+
+
+def _hugging_face(source: str, kind: Kind, say: Say) -> Source:
+    if kind in MEDIA:
+        raise ShoalError(f"hf: names hold text and tables for Shoal; {kind} come from a folder")
+    from shoal.data.huggingface import open_table, write_rows
+
+    name = source.removeprefix(HF_PREFIX)
+    table = open_table(name)
+    found = digest("hf", table._fingerprint)
+    folder = prepared(
+        "tables", found[:32], lambda partial: write_rows(table, name, partial / "rows.jsonl"), say
+    )
+    return Source(name=source, path=folder / "rows.jsonl", fingerprint=found)
 
 
 def model_folder(path: str, say: Say = silent) -> str:
@@ -90,7 +109,7 @@ def fingerprint_of(path: Path, kind: Kind, say: Say = silent) -> str:
 
 
 def _data_files(folder: Path, kind: Kind) -> Iterator[Path]:
-    media = kind in ("speech", "images", "video")
+    media = kind in MEDIA
     for path in folder.rglob("*") if media else folder.iterdir():
         suffix = path.suffix.lower()
         table = suffix in TABLES and path.parent == folder
