@@ -25,7 +25,7 @@ RESULTS = HERE / "results" / "recipes.json"
 PICTURES = HERE.parent / "docs" / "recipes"
 RUNS = Path(os.environ.get("SHOAL_RUNS", "/tmp/shoal-recipes"))
 SEEDS = tuple(map(int, os.environ.get("SEEDS", "0,1,2").split(",")))
-ROUNDS = 2
+ROUNDS = 3
 QUIET = ["--set", "records.tensorboard=false"]
 
 CASES: dict[str, list[str]] = {
@@ -149,7 +149,7 @@ def table() -> str:
             continue
         took = statistics.median(one["seconds_training"] for one in seeds)
         faster = f"{kept['speed']['median']:.2f}x" if "speed" in kept else "-"
-        for number, figure in enumerate([*seeds[0]["scores"]["this model"]][:3]):
+        for number, figure in enumerate([*seeds[0]["scores"]["this model"]][:4]):
             mine = spread([one["scores"]["this model"][figure] for one in seeds])
             others = [
                 f"{method} {spread([one['scores'][method][figure] for one in seeds])}"
