@@ -133,6 +133,7 @@ def test_predictions_for_held_out_windows_a_file_and_no_file(tmp_path: Path) -> 
         ("2024-01-05", "2024-01-02", "row 6: time '2024-01-02' is a time before"),
         ("2024-01-05", "2024-01-04", "row 6: time '2024-01-04' is the same time as"),
         ("2024-01-05", "soon", "row 6: time is 'soon', which is no time"),
+        ("2024-01-05", "2924-01-05", "row 6: time '2924-01-05' comes 328,719 steps after"),
         ("2024-01-05", "2024-01-04T07:00", "no whole number of steps of 86,400 s"),
         ("2024-01-02,", "2024-01-02,inf", "row 3: rides_a is 'inf"),
         ("2024-01-02,", "2024-01-02,many", "row 3: rides_a is 'many"),

@@ -36,6 +36,8 @@ FORMAT = "traffic 1"
 DAY = 86400
 FUTURE = 5
 """One in so many steps of a sample, its last ones, is to be forecast."""
+LONGEST_GAP = 100_000
+"""Steps. A year with a slip in it would fill the disk with missing values."""
 
 Floats = npt.NDArray[np.float32]
 
@@ -292,6 +294,11 @@ def _even(
                 raise ShoalError(
                     f"{where}: {config.time_field} {written!r} comes {now - before:,.0f} s after "
                     f"the row before, which is no whole number of steps of {step:,.0f} s"
+                )
+            if now - before > LONGEST_GAP * step:
+                raise ShoalError(
+                    f"{where}: {config.time_field} {written!r} comes {(now - before) / step:,.0f} "
+                    f"steps after the row before; is it a slip? At most {LONGEST_GAP:,} may miss"
                 )
             for n in range(1, round((now - before) / step)):
                 added += 1
