@@ -138,7 +138,7 @@ def test_faults_of_a_folder_are_named(tmp_path):
     (folder / "one" / "class").mkdir(parents=True)
     assert "and has only 'class'" in refusal(folder / "one")
     assert "and has none" in refusal(folder / "one" / "class")
-    assert "no images 'animels'" in refusal(Path("animels"))
+    assert "no data 'animels' (images)" in refusal(Path("animels"))
     assert "did you mean 'animals'?" in refusal(Path("animels"))
 
 

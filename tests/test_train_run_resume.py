@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import Fault, losses, prepare, said, seats, the_run, weights
+from commands import Fault, launched, losses, prepare, said, seats, the_run, weights
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +143,18 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(ground):
 def test_a_folder_that_is_no_run_is_refused_by_name(ground):
     (ended,) = seats(1, "train", "--resume", "nowhere", at=ground)
     assert ended.status == 1 and "nowhere is not a run's folder" in ended.text
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "hogwild", "sync_ps"])
+def test_a_start_that_is_refused_leaves_nothing_behind(ground, strategy):
+    (ground / "empty.txt").write_text(" ")
+    before = set((ground / "runs").glob("*"))
+    process = launched("train", "--data", "empty.txt", "--strategy", strategy, "--workers", "2",
+                       at=ground)  # fmt: skip
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and "empty.txt is empty: it holds no text" in text
+    assert "--resume" not in text
+    assert set((ground / "runs").glob("*")) == before
 
 
 def test_a_run_in_use_is_not_resumed_beside_it(ground):

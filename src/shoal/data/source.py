@@ -63,8 +63,8 @@ def find_source(source: str, kind: Kind, say: Say = silent) -> Source:
         close = get_close_matches(source, names, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ShoalError(
-            f"there is no {kind} {source!r}: no such file or folder, and not in the catalogue "
-            f"({', '.join(names)}){hint}"
+            f"there is no data {source!r} ({kind}): no such file or folder, and not in the "
+            f"catalogue ({', '.join(names)}){hint}"
         )
     return Source(name=source, path=path, fingerprint=fingerprint_of(path, kind, say))
 

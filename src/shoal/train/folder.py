@@ -9,6 +9,7 @@ tensorboard/      event files
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -22,6 +23,7 @@ from shoal.errors import ShoalError
 from shoal.train.config import RunConfig, strategy_of
 
 MANIFEST = "run.json"
+LOCK = ".lock"
 FORMAT = 1
 
 FREE_TABLES = ("checkpoint", "evaluation", "records")
@@ -44,6 +46,14 @@ def new_folder(runs: Path, config: RunConfig) -> Path:
         except OSError as error:
             raise ShoalError(f"cannot make the run's folder {folder}: {error.strerror}") from None
     raise ShoalError(f"{base} and 98 more like it exist already")
+
+
+def drop_unused(folder: Path) -> None:
+    """Remove a folder in which no run has begun: one that holds nothing but its lock."""
+    with contextlib.suppress(OSError):
+        if {path.name for path in folder.iterdir()} <= {LOCK}:
+            (folder / LOCK).unlink(missing_ok=True)
+            folder.rmdir()
 
 
 def write_manifest(folder: Path, config: RunConfig, *, data: str, samples: int) -> None:
@@ -104,7 +114,7 @@ def hold(folder: Path) -> IO[str]:
 
     Raises ShoalError when another process is training in it.
     """
-    file = (folder / ".lock").open("a")
+    file = (folder / LOCK).open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -23,7 +23,7 @@ from shoal.strategy.serving.outside import Committed
 from shoal.strategy.serving.server import Server
 from shoal.strategy.serving.shard import Shard
 from shoal.train.config import RunConfig, strategy_of
-from shoal.train.folder import hold, new_folder, read_manifest, write_manifest
+from shoal.train.folder import drop_unused, hold, new_folder, read_manifest, write_manifest
 from shoal.train.progress import Progress, open_progress
 from shoal.train.records import Record
 from shoal.train.roster import Roster
@@ -76,6 +76,8 @@ def serve(
         if place.first is not None:
             return _serve_shard(config, place, listener, ledger)
         folder = resume or new_folder(runs, config)
+        if resume is None:  # a start that is refused leaves nothing behind
+            stack.callback(drop_unused, folder)
         stack.enter_context(hold(folder))
         place.announce(listener.address, folder)
         run = FirstRun(config, place, listener, ledger, folder, stack, json_lines=json_lines,

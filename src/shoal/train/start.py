@@ -24,7 +24,7 @@ from shoal.strategy.random_states import seed_everything
 from shoal.strategy.worker import Worker
 from shoal.tasks.base import Task
 from shoal.train.config import RunConfig, parts_of, strategy_of
-from shoal.train.folder import hold, new_folder, read_manifest, write_manifest
+from shoal.train.folder import drop_unused, hold, new_folder, read_manifest, write_manifest
 from shoal.train.free_running import FreeTraining
 from shoal.train.loop import Training, pick_device
 from shoal.train.optimizer import build_optimizer
@@ -133,6 +133,8 @@ def _claim_folder(
     if world.rank == 0:
         try:
             folder = resume or new_folder(runs, config)
+            if resume is None:  # a start that is refused leaves nothing behind
+                stack.callback(drop_unused, folder)
             stack.enter_context(hold(folder))
             answer = {"folder": str(folder)}
         except ShoalError as error:

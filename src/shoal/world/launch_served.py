@@ -195,8 +195,9 @@ class ServedJob:
             return 0  # they have seen the run's end, which is saved before it is told
         server.send_signal(signal.SIGTERM)
         self._ends(server, _GRACE)
-        print(f"shoal: error: no worker is left; go on with: shoal train --resume "
-              f"{self.run_folder}", file=sys.stderr)  # fmt: skip
+        saved = any(Path(self.run_folder or "").glob("checkpoints/step-*"))
+        way = f"; go on with: shoal train --resume {self.run_folder}" if saved else ""
+        print(f"shoal: error: no worker is left{way}", file=sys.stderr)
         return 1
 
     def _ends(self, server: Process, seconds: float) -> bool:
