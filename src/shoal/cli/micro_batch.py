@@ -168,7 +168,8 @@ def main(words: Sequence[str]) -> dict[str, Any]:
 
     def say(text: str) -> None:
         told.append(text)
-        print(text, file=sys.stderr)
+        if not again:  # what was said before is not said twice
+            print(text, file=sys.stderr)
 
     try:
         config = resolve(load(RunConfig, files=[Path(file)]))
