@@ -67,8 +67,8 @@ def test_a_row_without_a_label_is_none_and_numbers_stay_numbers(tmp_path):
 
 
 def test_what_is_neither_text_nor_number_is_named(tmp_path):
-    source = saved(tmp_path, {"sound": [b"\x00\x01"], "text": ["a"]})
-    with pytest.raises(ShoalError, match="the column 'sound' holds bytes"):
+    source = saved(tmp_path, {"text": ["a"], "sounds": [[b"\x00\x01"]]})
+    with pytest.raises(ShoalError, match="the column 'sounds' holds something else than text"):
         find_source(source, "table")
     with pytest.raises(ShoalError, match="images come from a folder"):
         find_source(source, "images")

@@ -64,18 +64,22 @@ def write_rows(table: Any, name: str, path: Path) -> None:
                 ]
             for values in zip(*batch.values(), strict=True):
                 row = dict(zip(batch, values, strict=True))
-                file.write(json.dumps(row, ensure_ascii=False, default=_refused(name, row)) + "\n")
+                try:
+                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                except TypeError:
+                    raise _no_text(name, row) from None
 
 
-def _refused(name: str, row: dict[str, Any]) -> Callable[[Any], Any]:
-    def refuse(value: Any) -> Any:
-        column = next(key for key, held in row.items() if held is value)
-        raise ShoalError(
-            f"hf:{name}: the column {column!r} holds {type(value).__name__}; "
-            "only text and numbers are read from a data set"
-        )
-
-    return refuse
+def _no_text(name: str, row: dict[str, Any]) -> ShoalError:
+    for column, value in row.items():
+        try:
+            json.dumps(value)
+        except TypeError as error:
+            return ShoalError(
+                f"hf:{name}: the column {column!r} holds something else than text and numbers, "
+                f"which are all that is read from a data set ({error})"
+            )
+    raise AssertionError("some column must be at fault")
 
 
 def _load(datasets: Any, name: str) -> Any:
