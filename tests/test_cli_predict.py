@@ -50,6 +50,23 @@ def test_the_name_of_a_file_that_is_not_there_is_no_text(ground):
     assert (ended.returncode, ended.stderr) == (1, "shoal: error: there is no file new.csv\n")
 
 
+def test_bytes_that_are_no_text_are_named_with_their_line(ground):
+    at, run = ground
+    ended = subprocess.run(
+        [sys.executable, "-m", "shoal", "predict", run, "-"],
+        cwd=at, input=b"good\n\xff bad\n", capture_output=True, timeout=90,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "SHOAL_CACHE": str(at / "cache")},
+    )  # fmt: skip
+    assert ended.returncode == 1 and ended.stdout.startswith(b"label: ")
+    assert b"shoal: error: standard input, line 2 is not UTF-8" in ended.stderr
+
+
+def test_eval_says_how_many_samples_its_metrics_are_of(ground):
+    at, run = ground
+    text = shoal("eval", run, "--samples", "5", at=at).stdout
+    assert "on 5 held-out samples" in text and "\non all " in text
+
+
 def test_a_run_that_writes_no_text_says_what_it_does(ground):
     at, run = ground
     ended = shoal("generate", run, "--prompt", "x", at=at)

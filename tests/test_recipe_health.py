@@ -168,7 +168,7 @@ def test_predictions_for_held_out_patients_a_folder_and_no_folder(tmp_path: Path
         ("patients.csv", "followup", "follow", "no column 'followup'"),
         ("patients.csv", ",1\n", ",0\n", "has 0 landmarks whose patient died"),
         ("events.csv", "\np2,", "\nnobody,", "id 'nobody' is in no row of the patients' table"),
-        ("events.csv", "p59,", "p59,x", "which is no time"),
+        ("events.csv", "p59,", "p59,x", "which is no number"),
         ("events.csv", ",sugar,", ",sugar,1e999", "value is '1e999"),
         ("events.csv", ",iron,", ",,", "test is empty"),
         ("events.csv", "value", "valeu", "no column 'value'"),
@@ -180,6 +180,25 @@ def test_a_fault_is_named_with_its_file_and_row(
     settings, file = prepare(tmp_path), tmp_path / name
     message = refused(settings, file, lambda text: text.replace(old, new))
     assert str(file if "row" in words else tmp_path) in message and words in message
+
+
+def test_without_covariates_those_of_others_are_not_read(tmp_path: Path) -> None:
+    settings = prepare(tmp_path)
+    patients = tmp_path / "patients.csv"
+    whole = patients.read_text()
+    rows = [line.split(",") for line in whole.splitlines()]
+    kept = [n for n, name in enumerate(rows[0]) if name in ("id", "followup", "died")]
+    patients.write_text("".join(",".join(row[n] for n in kept) + "\n" for row in rows))
+    task = opened(settings)
+    assert task.data.layout.covariates == []
+    patients.write_text(whole)
+    assert list(task.predict(task.build_model().eval(), str(tmp_path)))
+
+
+def test_a_date_is_no_day_of_the_clock(tmp_path: Path) -> None:
+    settings, events = prepare(tmp_path), tmp_path / "events.csv"
+    message = refused(settings, events, lambda text: text + "p0,2012-03-01,sugar,90\n")
+    assert "time is '2012-03-01'" in message and "number" in message
 
 
 def test_a_rare_test_and_a_missing_table_are_refused(tmp_path: Path) -> None:

@@ -325,3 +325,11 @@ def test_a_pretrained_encoder_beats_every_baseline_on_real_reviews(tmp_path):
     scores = results(tmp_path)
     best = max(each["accuracy"] for name, each in scores.items() if name != "this model")
     assert scores["this model"]["accuracy"] > best + 0.01
+
+
+def test_texts_without_a_word_leave_the_baselines_the_most_common_class(tmp_path):
+    rows = [("👍" * (n + 1), "good", f"g{n}") for n in range(40)]
+    rows += [("👎" * (n + 1), "bad", f"b{n}") for n in range(20)]
+    task = build(tmp_path, f"data.source={tiny.write(tmp_path / 'signs.csv', rows)}")
+    found = task.baselines()
+    assert found["bag of words"] == found["majority class"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -160,6 +161,20 @@ def test_too_little_is_refused(tmp_path: Path, left: int, words: str) -> None:
 
 def cut(text: str, left: int) -> str:
     return text[:left].rpartition("\n")[0] + "\n"
+
+
+def test_a_table_without_covariates_is_learned_and_forecast(tmp_path: Path) -> None:
+    settings = prepare(tmp_path)
+    file = tmp_path / "days.csv"
+    rows = [line.split(",") for line in file.read_text().splitlines()]
+    kept = [n for n, name in enumerate(rows[0]) if name == "time" or name.startswith("rides_")]
+    file.write_text("".join(",".join(row[n] for n in kept) + "\n" for row in rows))
+    task = opened(settings)
+    batch = torch.utils.data.default_collate([task.samples("train")[0]])
+    assert batch["covariates"].shape[-1] == 0
+    total, count = task.loss(task.build_model(), batch)
+    assert total.isfinite() and count > 0
+    assert all(math.isfinite(found["rmse"]) for found in task.baselines().values())
 
 
 def test_damaged_preparation_is_refused(tmp_path: Path) -> None:

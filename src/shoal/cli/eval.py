@@ -33,16 +33,17 @@ def run(args: argparse.Namespace) -> int:
     opened = open_run(args.run, args.recipe)
     torch.set_num_threads(opened.config.threads)
     samples = opened.task.samples("held_out")
+    count = min(args.samples or len(samples), len(samples))
     metrics = measure(
         opened.model,
         opened.task,
-        count=min(args.samples or len(samples), len(samples)),
+        count=count,
         micro_batch=opened.config.batch.micro_batch,
         precision=opened.config.precision,
     )
     if isinstance(opened.task, LanguageModel):
         metrics["perplexity"] = math.exp(min(metrics["loss"], 700.0))
-    about: dict[str, Any] = {"run": str(args.run), "step": opened.checkpoint.step}
+    about: dict[str, Any] = {"run": str(args.run), "step": opened.checkpoint.step, "samples": count}
     results = None
     if isinstance(opened.task, Applied):
         results = judge(opened.task, opened.model)
@@ -50,9 +51,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(about | metrics | ({"scores": results} if results else {})))
     else:
-        print(f"{args.run} after step {opened.checkpoint.step}, on {len(samples)} held-out samples")
+        print(f"{args.run} after step {opened.checkpoint.step}, on {count} held-out samples")
         for name, value in metrics.items():
             print(f"  {name:<12} {value:.4f}")
         if results:
-            print(f"\n{results_table(results)}")
+            print(f"\non all {len(samples)}:\n{results_table(results)}")
     return 0

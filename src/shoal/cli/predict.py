@@ -55,9 +55,12 @@ def _sources(given: str | None) -> Iterator[str | None]:
             raise ShoalError(f"there is no file {given}")
         yield given
         return
-    for line in sys.stdin:
+    from shoal.data.files import decoded
+
+    for number, raw in enumerate(sys.stdin.buffer, 1):
+        line = decoded(raw, f"standard input, line {number}")
         if line.strip():
-            yield line.rstrip("\n")
+            yield line.rstrip("\r\n")
 
 
 def _line(row: Mapping[str, Any]) -> str:

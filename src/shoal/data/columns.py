@@ -49,7 +49,8 @@ class ColumnWriter:
         for name, value in row.items():
             column = self._columns[name]
             array = np.ascontiguousarray(np.asarray(value, dtype=column.dtype))
-            array = array.reshape(-1, *column.shape)
+            # (Of no values at all -1 says nothing: that is one row.)
+            array = array.reshape(1 if 0 in column.shape else -1, *column.shape)
             self._files[name].write(array.tobytes())
             ends = self._ends[name]
             ends.append((ends[-1] if ends else 0) + len(array))

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from shoal.data.cache import Say, digest, prepared, silent
-from shoal.data.cells import given, number, seconds, zero_or_one
+from shoal.data.cells import given, number, zero_or_one
 from shoal.data.columns import Column, Columns, ColumnWriter, Rows
 from shoal.data.config import DataConfig
 from shoal.data.rows import SUFFIXES, columns_of, place, read_rows, require_columns
@@ -277,7 +277,9 @@ def _read(
     outcomes = (FOLLOWUP, config.label_field) if learning else ()
     columns = columns_of(path)
     require_columns(str(path), columns, (key, *outcomes))
-    names = covariates or [c for c in columns if c not in (key, FOLLOWUP, config.label_field)]
+    names = covariates
+    if names is None:
+        names = [c for c in columns if c not in (key, FOLLOWUP, config.label_field)]
     numbers: dict[str, int] = {}
     values, ends, deaths = array("f"), array("d"), array("f")
     for row, cells in read_rows(path, (key, *outcomes, *names)):
@@ -317,7 +319,7 @@ def _read_events(
             raise ShoalError(
                 f"{where}: test {kind!r} is not one that the model learned ({', '.join(known)})"
             )
-        when, reading = seconds(cells[clock], where, clock), given(cells["value"], where, "value")
+        when, reading = (given(cells[column], where, column) for column in (clock, "value"))
         if when > followup[patients[name]]:
             late += 1
             continue

@@ -76,7 +76,10 @@ def _logistic_regression(data: Labelled, longest: int) -> Any:
         sublinear_tf=True,
         token_pattern=r"\w+",
     )
-    features = terms.fit_transform(data.text(int(i)) for i in data.train)
+    try:
+        features = terms.fit_transform(data.text(int(i)) for i in data.train)
+    except ValueError:  # no word is in enough texts: what is left to say is the most common class
+        return np.full(len(data.held_out), np.bincount(labels).argmax())
     held_out = terms.transform(data.text(int(i)) for i in data.held_out)
     regression = linear.LogisticRegression(max_iter=1000)
     folds = min(FOLDS, len(np.unique(groups)), int(np.bincount(labels).min()))
