@@ -159,7 +159,7 @@ def _choices(at: str) -> dict[str, tuple[int, list[str]] | str]:
 
 def test_leaves_grow_with_their_samples_and_the_longest_decide(chosen):
     leaves = chosen["leaves"]
-    assert 2.5 < leaves[8] / leaves[2] < 6  # about 4: what the allocator keeps varies
+    assert 1.5 < leaves[8] / leaves[4] < 2.5
     kept, waiting = 3, 3  # tensors of each sample: for the backward pass, and read ahead
     assert leaves[8] > 8 * (kept + waiting) * 4 * 2**19
     assert chosen["untouched"]
@@ -194,7 +194,7 @@ def auto(ground) -> str:
     (ground / "dry.txt").write_text(program)
     worker = int(re.search(r"^# memory +([\d,]+) MB", program, re.M)[1].replace(",", ""))
     leaf = int(re.search(r"^# a leaf +(\d+) MB", program, re.M)[1])  # of the default, 2 samples
-    size = round(1.1 * 2 * (worker + 2.3 * leaf))  # of 6 to 7 samples: what one takes varies
+    size = round(1.1 * 2 * (worker + 2 * leaf))  # of 6 samples
     process = launched(*AUTO, "--workers", "2", "--memory", f"{size}MB", at=ground)
     text, _ = process.communicate(timeout=120)
     assert process.returncode == 0, text
