@@ -44,10 +44,12 @@ def test_a_text_lines_of_standard_input_and_held_out_samples(ground):
     assert "truth" in shoal("predict", run, at=at).stdout
 
 
-def test_the_name_of_a_file_that_is_not_there_is_no_text(ground):
+@pytest.mark.parametrize("name", ["new.csv", "my data.csv", "./nothere/file.pdf", "README.md"])
+def test_the_name_of_a_file_that_is_not_there_is_no_text(ground, name):
     at, run = ground
-    ended = shoal("predict", run, "new.csv", at=at)
-    assert (ended.returncode, ended.stderr) == (1, "shoal: error: there is no file new.csv\n")
+    ended = shoal("predict", run, name, at=at)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"shoal: error: there is no file {name}; a text that ends like")
 
 
 def test_bytes_that_are_no_text_are_named_with_their_line(ground):
@@ -64,7 +66,7 @@ def test_bytes_that_are_no_text_are_named_with_their_line(ground):
 def test_eval_says_how_many_samples_its_metrics_are_of(ground):
     at, run = ground
     text = shoal("eval", run, "--samples", "5", at=at).stdout
-    assert "on 5 held-out samples" in text and "\non all " in text
+    assert "on 5 held-out samples" in text and "\nbeside simple methods, on all samples" in text
 
 
 def test_a_run_that_writes_no_text_says_what_it_does(ground):

@@ -74,3 +74,12 @@ def test_what_is_neither_text_nor_number_is_named(tmp_path):
         find_source(source, "images")
     with pytest.raises(ShoalError, match="cannot open the data set hf:/no/such"):
         find_source("hf:/no/such/set", "table")
+
+
+def test_a_program_in_the_folder_of_a_data_set_is_not_run(tmp_path):
+    folder = tmp_path / "program"
+    folder.mkdir()
+    (folder / "program.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    with pytest.raises(ShoalError, match="cannot open the data set"):
+        find_source(f"hf:{folder}", "table")
+    assert not (tmp_path / "ran").exists()

@@ -59,6 +59,8 @@ def test_the_prompt_may_be_a_file(tmp_path):
     model = task.build_model().eval()
     (told,) = task.predict(model, str(tmp_path / "prompt.txt"))
     assert told["text"] == "deep silver fish"
+    with pytest.raises(ShoalError, match="is a folder: give a text"):
+        list(task.predict(model, str(tmp_path)))
 
 
 @pytest.mark.parametrize(

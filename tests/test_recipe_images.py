@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import launched
 from PIL import Image
 from recipe_images import SETTINGS, corpus, drawn, prepare
 
@@ -140,6 +141,24 @@ def test_faults_of_a_folder_are_named(tmp_path):
     assert "and has none" in refusal(folder / "one" / "class")
     assert "no data 'animels' (images)" in refusal(Path("animels"))
     assert "did you mean 'animals'?" in refusal(Path("animels"))
+
+
+def test_a_class_that_is_empty_is_refused_also_after_the_others_were_prepared(tmp_path):
+    folder = corpus(tmp_path / "own", count=4)
+    opened(folder)
+    (folder / "empty").mkdir()
+    assert "the class 'empty' has no image" in refusal(folder)
+
+
+def test_two_workers_say_once_what_was_found(tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    settings = [word for setting in prepare(own) for word in ("--set", setting)]
+    process = launched("train", *settings, "--steps", "2", "--workers", "2", at=tmp_path)
+    text, _ = process.communicate(timeout=90)
+    assert process.returncode == 0, text
+    assert text.count("50 images of 3 classes") == 1
+    assert "another process of this host" not in text
 
 
 def test_damaged_images_beyond_the_allowed_share_are_refused_with_the_first(tmp_path):

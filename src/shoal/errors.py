@@ -1,6 +1,8 @@
-"""The one exception that a person is meant to read."""
+"""The one exception that a person is meant to read, and how a run goes on after it."""
 
+import shlex
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 
@@ -24,3 +26,10 @@ def need(module: str, extra: str, purpose: str) -> Any:
         raise ShoalError(
             f"{purpose} needs {error.name}, which is not installed: pip install 'shoal[{extra}]'"
         ) from None
+
+
+def way_back(folder: Path) -> str:
+    """`; go on with: COMMAND`, quoted for a shell, where the run in `folder` has saved anything."""
+    if not any(folder.glob("checkpoints/step-*")):
+        return ""
+    return f"; go on with: shoal train --resume {shlex.quote(str(folder))}"

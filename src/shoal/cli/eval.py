@@ -55,5 +55,6 @@ def run(args: argparse.Namespace) -> int:
         for name, value in metrics.items():
             print(f"  {name:<12} {value:.4f}")
         if results:
-            print(f"\non all {len(samples)}:\n{results_table(results)}")
+            print(f"\nbeside simple methods, on all samples that this recipe is judged by:\n"
+                  f"{results_table(results)}")  # fmt: skip
     return 0

@@ -13,7 +13,11 @@ from typing import Any
 
 from shoal.errors import ShoalError
 
-_MEANT = re.compile(r"\S+\.(csv|jsonl|txt|wav|flac|ogg|mp3|png|jpe?g|avi|mp4)", re.IGNORECASE)
+_MEANT = re.compile(
+    r".+\.(csv|jsonl?|tsv|txt|md|rst|pdf|toml|wav|flac|ogg|mp3|png|jpe?g|bmp|gif|tiff?|webp"
+    r"|avi|mp4|mov|mkv|webm)",
+    re.IGNORECASE,
+)
 """What is a file's name, and no text, also where there is no such file."""
 
 
@@ -52,7 +56,9 @@ def run(args: argparse.Namespace) -> int:
 def _sources(given: str | None) -> Iterator[str | None]:
     if given != "-":
         if given is not None and _MEANT.fullmatch(given) and not os.path.exists(given):
-            raise ShoalError(f"there is no file {given}")
+            raise ShoalError(
+                f"there is no file {given}; a text that ends like a file's name goes to `predict -`"
+            )
         yield given
         return
     from shoal.data.files import decoded

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from shoal.cli import micro_batch
 from shoal.cli.options import add_run_options, configure, settings_of
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, way_back
 
 if TYPE_CHECKING:
     from shoal.train.config import RunConfig
@@ -144,20 +145,17 @@ def work(args: argparse.Namespace, config: RunConfig) -> int:
             return _finish(training, finished)
     except PeerLost as lost:
         if not lost.told and world.first_to_say(str(lost)):
-            print(f"shoal: error: {lost}{_way_back(training)}", file=sys.stderr)
+            print(f"shoal: error: {lost}{_after(training)}", file=sys.stderr)
         return PEER_LOST
     except ShoalError as error:
         world.fail(str(error))
         if world.first_to_say(str(error)):
-            print(f"shoal: error: {error}{_way_back(training)}", file=sys.stderr)
+            print(f"shoal: error: {error}{_after(training)}", file=sys.stderr)
         return 1
 
 
-def _way_back(training: Training | None) -> str:
-    """How to go on from the last checkpoint, where there is one."""
-    if training is None or not any(training.folder.glob("checkpoints/step-*")):
-        return ""
-    return f"; go on with: shoal train --resume {training.folder}"
+def _after(training: Training | None) -> str:
+    return "" if training is None else way_back(training.folder)
 
 
 def _finish(training: Training, finished: bool) -> int:
@@ -166,9 +164,7 @@ def _finish(training: Training, finished: bool) -> int:
         return 0 if finished else INTERRUPTED
     folder = training.folder
     if not finished:
-        training.progress.note(
-            f"stopped after step {training.worker.steps}; go on with: shoal train --resume {folder}"
-        )
+        training.progress.note(f"stopped after step {training.worker.steps}{way_back(folder)}")
         return INTERRUPTED
     training.progress.finish(folder, hints=_hints(training))
     training.progress.note(f"weights SHA-256: {training.worker.weights_hash()}")
@@ -179,7 +175,7 @@ def _finish(training: Training, finished: bool) -> int:
 def _hints(training: Training) -> list[str]:
     from shoal.tasks.language_model import LanguageModel
 
-    folder = training.folder
+    folder = shlex.quote(str(training.folder))
     if not isinstance(training.task, LanguageModel):
         return [f"shoal predict {folder}", f"shoal eval {folder}", "shoal recipes"]
     return [
@@ -199,7 +195,7 @@ def _judge(training: Training) -> None:
 
     task, model = training.task, training.worker.model
     if isinstance(task, Applied):
-        training.progress.note("measuring all held-out samples, and the baselines on them")
+        training.progress.note("measuring the held-out samples, and the baselines on them")
         results = judge(task, model)
         write_results(training.folder, results, step=training.worker.steps)
         training.progress.note(results_table(results))

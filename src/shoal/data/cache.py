@@ -4,16 +4,11 @@ import fcntl
 import hashlib
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from shoal.errors import ShoalError
-
-QUIET_WAIT = 2.0
-"""Seconds of waiting for another process before it is said: workers start together."""
 
 Say = Callable[[str], None]
 """Receives one line of progress."""
@@ -85,22 +80,12 @@ def _locked(path: Path, say: Say) -> Iterator[None]:
     """Hold an exclusive lock. Its file stays: deleting it would let two holders in."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        patience = time.monotonic() + QUIET_WAIT
-        while not _taken(file):
-            if time.monotonic() > patience:
-                say("another process of this host is preparing the same data; waiting for it")
-                fcntl.flock(file, fcntl.LOCK_EX)
-                break
-            time.sleep(0.05)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("another process of this host is preparing the same data; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _taken(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _sync(paths: list[Path]) -> None:

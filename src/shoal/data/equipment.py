@@ -190,11 +190,11 @@ def _held_out(table: Table, config: DataConfig, say: Say) -> Mask:
     their readings, so that equal rows are on one side.
     """
     if config.group_field is not None:
-        return np.asarray(hold_out(table.machines, config.holdout)[table.machine])
+        return np.asarray(hold_out(table.machines, config.holdout, config.source)[table.machine])
     rows = len(table.row)
     if table.ordered:
         say(f"held out are some of {BLOCKS} stretches of time")
-        stretches = hold_out([f"stretch {n}" for n in range(BLOCKS)], config.holdout)
+        stretches = hold_out([f"stretch {n}" for n in range(BLOCKS)], config.holdout, config.source)
         return np.asarray(stretches[np.arange(rows) * BLOCKS // rows])
     say("the rows have no order: held out are rows by a hash of their readings")
     hashes = (share_of(row.tobytes().hex()) for row in table.readings)

@@ -186,7 +186,7 @@ class History:
 def _prepare(partial: Path, folder: Path, config: DataConfig, say: Say) -> None:
     tables = _read(folder, config, None, None, say)
     # No leak: all landmarks of a patient are on one side.
-    held = hold_out(tables.ids, config.holdout)
+    held = hold_out(tables.ids, config.holdout, config.source)
     layout = _layout(tables, held, folder, config, say)
     kinds = {"test": "int64", "died": "float32", "patient": "int64", "landmark": "float32"}
     names = ("test", "value", "ago", "covariates", "summary", "died", "next", "patient",

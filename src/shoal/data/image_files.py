@@ -80,6 +80,12 @@ def fitted(height: int, width: int, most: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
+def class_folders(folder: Path) -> list[Path]:
+    """The folders of the classes, sorted; none where `folder` is no folder."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(p for p in found if p.is_dir() and not p.name.startswith("."))
+
+
 def list_images(folder: Path, say: Say) -> list[ImageFile]:
     """The images of `folder/CLASS/…`, sorted by name, with the groups of `folder/groups.csv`.
 
@@ -95,7 +101,7 @@ def list_images(folder: Path, say: Say) -> list[ImageFile]:
             raise ShoalError(
                 f"{path} lies beside the classes; move it into the folder of its class"
             )
-    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    classes = class_folders(folder)
     if len(classes) < 2:
         found = f"only {classes[0].name!r}" if classes else "none"
         raise ShoalError(

@@ -17,7 +17,15 @@ import torch
 from shoal.data.cache import Say, digest, prepared, silent
 from shoal.data.columns import Column, Columns, ColumnWriter
 from shoal.data.config import DataConfig
-from shoal.data.image_files import ImageFile, Shape, Survey, list_images, read_image, survey
+from shoal.data.image_files import (
+    ImageFile,
+    Shape,
+    Survey,
+    class_folders,
+    list_images,
+    read_image,
+    survey,
+)
 from shoal.data.source import find_source
 from shoal.data.split import hold_out
 from shoal.errors import ShoalError
@@ -86,13 +94,15 @@ def open_images(data: DataConfig, say: Say = silent) -> Images:
     Raises ShoalError naming the file or the class that cannot be used.
     """
     source = find_source(data.source, "images", say)
-    key = digest(FORMAT, source.fingerprint, data.unreadable)[:32]
+    # A class without a file is in no hash of files, and has to be refused all the same.
+    classes_there = [path.name for path in class_folders(source.path)]
+    key = digest(FORMAT, source.fingerprint, data.unreadable, *classes_there)[:32]
     folder = prepared("images", key, lambda into: _prepare(source.path, into, data, say), say)
     columns, about = Columns(folder), _about(folder)
     classes, shape = tuple(about["classes"]), Shape(*about["shape"])
     # Images of one group, and images that are equal in every pixel, have one group's name, and
     # a group is on one side: nothing of what is held out was seen in training.
-    held = hold_out(about["groups"], data.holdout)
+    held = hold_out(about["groups"], data.holdout, data.source)
     train = ImageSamples(columns, np.flatnonzero(~held))
     held_out = ImageSamples(columns, np.flatnonzero(held))
     _check_classes(train, held_out, classes, data, say)

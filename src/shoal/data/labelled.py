@@ -136,7 +136,7 @@ def _build(partial: Path, file: Path, config: DataConfig, say: Say) -> None:
             groups.append(str(group))
     _require_classes(known, numbers, file, config.label_field)
     classes = sorted(known)
-    held = hold_out(groups, config.holdout)
+    held = hold_out(groups, config.holdout, str(file))
     held_out, train = np.flatnonzero(held), np.flatnonzero(~held)
     seen = np.isin(np.array(keys)[held_out], np.array(keys)[train])
     if seen.any():

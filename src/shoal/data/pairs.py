@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,8 +116,12 @@ def open_pairs(
     read, found = _reader(config, say)
     splitting = digest("pairs", FORMAT, found, config.holdout)
 
+    @cache
+    def sides() -> npt.NDArray[np.uint8]:
+        return _sides(read, config, say)
+
     def training_texts() -> Iterator[str]:
-        for pair, side in zip(read(), _sides(read, config, say), strict=True):
+        for pair, side in zip(read(), sides(), strict=True):
             if side == TRAIN:
                 yield from (pair.source, pair.target)
 
@@ -129,8 +133,7 @@ def open_pairs(
     key = digest(splitting, tokenizer.fingerprint, length, cut)
 
     def build(folder: Path) -> None:
-        sides = _sides(read, config, silent)
-        _encode(read, sides, folder, tokenizer=tokenizer, length=length, cut=cut, say=say)
+        _encode(read, sides(), folder, tokenizer=tokenizer, length=length, cut=cut, say=say)
 
     columns = Columns(prepared("pairs", key[:32], build, say))
     side = np.asarray(columns.flat("side"))
@@ -253,7 +256,9 @@ def _sides(read: Read, config: DataConfig, say: Say) -> npt.NDArray[np.uint8]:
         raise ShoalError(f"{config.source} holds no pair in which both sides have text")
     sides = np.full(len(kept), DROPPED, np.uint8)
     sides[rows] = np.where(
-        hold_out((groups[row].hex() for row in rows), config.holdout), HELD_OUT, TRAIN
+        hold_out((groups[row].hex() for row in rows), config.holdout, config.source),
+        HELD_OUT,
+        TRAIN,
     )
     known = {sources[row] for row in np.flatnonzero(sides == TRAIN)}
     leaks = [row for row in np.flatnonzero(sides == HELD_OUT) if sources[row] in known]

@@ -112,7 +112,7 @@ def _prepare(folder: Path, partial: Path, config: DataConfig, say: Say) -> None:
     say(f"preparing {len(rows)} recordings of {config.source}")
     # Nothing leaks: a text is on one side only, also where it was spoken twice, and so are texts
     # that share a long run of words. With a column of groups (speakers), a group is on one side.
-    held_out = hold_out(groups_of(rows), config.holdout)
+    held_out = hold_out(groups_of(rows), config.holdout, config.source)
     # A list of letters is no answer; without the held-out ones their loss would not exist.
     alphabet = "".join(sorted(set("".join(row.text for row in rows))))
     (partial / "alphabet.json").write_text(json.dumps(alphabet))

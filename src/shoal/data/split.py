@@ -17,19 +17,19 @@ def share_of(name: str) -> float:
     return int.from_bytes(first, "big") / 2**48
 
 
-def hold_out(groups: Iterable[str], holdout: float) -> Mask:
+def hold_out(groups: Iterable[str], holdout: float, where: str) -> Mask:
     """bool [rows]: True where a row's group is held out; at least one group is on each side.
 
     A group keeps its side when others come or go. Rows that may tell each other's answer (of
     one document, patient, unit, speaker, day) belong to one group.
 
-    Raises ShoalError where all rows are of one group.
+    Raises ShoalError naming `where` they are from, where all rows are of one group.
     """
     names = list(groups)
     shares = {name: share_of(name) for name in dict.fromkeys(names)}
     if len(shares) < 2:
         raise ShoalError(
-            f"the data has {len(shares)} group to split by, and needs two: one to learn from, "
+            f"{where} has {len(shares)} group to split by, and needs two: one to learn from, "
             "one to hold out"
         )
     held = {name for name, share in shares.items() if share < holdout}

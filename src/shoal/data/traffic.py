@@ -293,7 +293,8 @@ def _even(
             if (now - before) % step:
                 raise ShoalError(
                     f"{where}: {config.time_field} {written!r} comes {now - before:,.0f} s after "
-                    f"the row before, which is no whole number of steps of {step:,.0f} s"
+                    f"the row before, which is no whole number of steps of {step:,.0f} s, the time "
+                    "between the first two rows; is a row missing there, or here?"
                 )
             if now - before > LONGEST_GAP * step:
                 raise ShoalError(

@@ -48,6 +48,7 @@ def build(config: RunConfig, say: Say = silent) -> SequenceToSequence:
         measure=rouge_and_chrf,
         baselines=simple_methods,
         judged=config.evaluation.samples,
+        text_field=config.data.text_field,
     )
 
 

@@ -57,6 +57,7 @@ def build(config: RunConfig, say: Say = silent) -> SequenceToSequence:
         measure=bleu_and_chrf,
         baselines=simple_methods,
         judged=config.evaluation.samples,
+        text_field=config.data.text_field,
     )
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from shoal.data.files import decoded
 from shoal.data.text import Text
+from shoal.errors import ShoalError
 from shoal.models.config import ModelConfig
 from shoal.models.generate import generate, room
 from shoal.tasks.base import Scores
@@ -63,5 +64,7 @@ class FineTuning(LanguageModel):
 
 
 def _text(source: str) -> str:
+    if os.path.isdir(source):
+        raise ShoalError(f"{source} is a folder: give a text, or a file with one")
     # (Path.is_file would fail for a text that is too long for a name.)
     return decoded(Path(source).read_bytes(), source) if os.path.isfile(source) else source

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shoal.data.labelled import text_of
 from shoal.data.pairs import Pairs, encoded, lines
+from shoal.data.rows import SUFFIXES, place, read_rows
 from shoal.errors import ShoalError
 from shoal.models.config import ModelConfig
 from shoal.models.encoder_decoder import EncoderDecoder
@@ -49,6 +51,7 @@ class SequenceToSequence:
         measure: Measure,
         baselines: Baselines,
         judged: int,
+        text_field: str = "text",
     ) -> None:
         """Learn `data` with the model that `model` describes.
 
@@ -59,9 +62,11 @@ class SequenceToSequence:
             baselines: the simple methods.
             judged: how many held-out pairs are judged by `scores`, spread evenly over all:
                 writing takes much longer than reading.
+            text_field: the column of the sources, in tables that are predicted.
         """
         self.model_config, self.data = model, data
         self.measure, self.simple_methods = measure, baselines
+        self._text_field = text_field
         held_out = len(data.held_out)
         judged = min(judged, held_out)
         self.judged = [i * held_out // judged for i in range(judged)]
@@ -125,15 +130,17 @@ class SequenceToSequence:
         return {name: self.measure(texts, true) for name, texts in written.items()}
 
     def predict(self, model: nn.Module, source: str | None) -> Iterator[Mapping[str, Any]]:
-        """What the model writes: for a text, for each line of a file, or for held-out pairs."""
+        """What the model writes: for a text, each line of a file or row of a table, or held out."""
         if source is None:
             count = len(self.judged)
             for i in self.judged[:: max(1, count // EXAMPLES)][:EXAMPLES]:
                 text, true = self.data.held_out.text(i)
                 yield {"source": text, "written": self.write(model, [text])[0], "truth": true}
         elif os.path.isfile(source):  # also False for a text that is too long for a name
-            for line in _file_lines(Path(source)):
+            for line in _file_lines(Path(source), self._text_field):
                 yield self._written_for(model, line)
+        elif os.path.isdir(source):
+            raise ShoalError(f"{source} is a folder: give a text, or a file of texts")
         elif source.strip():
             yield self._written_for(model, source)
         else:
@@ -169,7 +176,11 @@ class SequenceToSequence:
         return [source for source, _ in texts], [target for _, target in texts]
 
 
-def _file_lines(path: Path) -> Iterator[str]:
+def _file_lines(path: Path, field: str) -> Iterator[str]:
+    if path.suffix.lower() in SUFFIXES:
+        for number, row in read_rows(path, (field,)):
+            yield text_of(row, field, place(path, number))
+        return
     try:
         yield from lines(path)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -78,7 +79,9 @@ def _logistic_regression(data: Labelled, longest: int) -> Any:
     )
     try:
         features = terms.fit_transform(data.text(int(i)) for i in data.train)
-    except ValueError:  # no word is in enough texts: what is left to say is the most common class
+    except ValueError as error:  # no word is in enough texts, and the most common class is left
+        if not re.search("empty vocabulary|no terms remain", str(error)):
+            raise
         return np.full(len(data.held_out), np.bincount(labels).argmax())
     held_out = terms.transform(data.text(int(i)) for i in data.held_out)
     regression = linear.LogisticRegression(max_iter=1000)

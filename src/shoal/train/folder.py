@@ -81,7 +81,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ShoalError(f"{folder} is not a run's folder: it has no {MANIFEST}") from None
     except (OSError, ValueError) as error:
         raise ShoalError(f"{path} cannot be read: {error}") from None

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from shoal.config import load
+from shoal.data.cache import silent
 from shoal.errors import ShoalError
 from shoal.strategy.random_states import seed_everything
 from shoal.strategy.serving.worker import ServedWorker
@@ -45,7 +48,7 @@ def train_served(
     Raises ShoalError where the servers refuse this worker, are gone, or the run has failed.
     """
     torch.set_num_threads(config.threads)
-    task = build(config, lambda _: None)
+    task = build(config, silent if rank > 0 else partial(print, file=sys.stderr, flush=True))
     samples = task.samples("train")
     seed_everything(config.seed, 0, 0)
     device = pick_device(config.device, 0)

@@ -14,7 +14,7 @@ from shoal.checkpoint import Checkpoints
 from shoal.checkpoint.journal import Log
 from shoal.checkpoint.served import ServedStore
 from shoal.config import to_toml
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, way_back
 from shoal.strategy.serving import protocol as p
 from shoal.strategy.serving.coordinator import Coordinator
 from shoal.strategy.serving.first_server import FirstServer
@@ -209,13 +209,11 @@ class FirstRun:
         if self._records is not None:
             self._records.flush(every=True)
         if run.failure:
-            raise ShoalError(f"{run.failure}{self._way_back()}")
+            raise ShoalError(f"{run.failure}{way_back(self.folder)}")
         if self._progress is None:
             return 130
         if run.pool is None or not run.pool.over:
-            self._progress.note(
-                f"stopped after step {run.step}; go on with: shoal train --resume {self.folder}"
-            )
+            self._progress.note(f"stopped after step {run.step}{way_back(self.folder)}")
             return 130
         self._progress.finish(self.folder, hints=[
             f"shoal generate {self.folder} --prompt 'The '", f"shoal eval {self.folder}",
@@ -341,8 +339,3 @@ class FirstRun:
             self._progress.warn(worker, text)
         else:
             self._progress.note(text)
-
-    def _way_back(self) -> str:
-        if not any(self.folder.glob("checkpoints/step-*")):
-            return ""
-        return f"; go on with: shoal train --resume {self.folder}"

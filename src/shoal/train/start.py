@@ -16,6 +16,7 @@ import torch
 from shoal.checkpoint import Checkpoint, Checkpoints
 from shoal.checkpoint.state import restore
 from shoal.config import flatten
+from shoal.data.cache import silent
 from shoal.errors import ShoalError
 from shoal.exchange.tree import Parts, share
 from shoal.strategy.hogwild import HogwildWorker
@@ -59,9 +60,7 @@ def start(
     _agree("configuration", flatten(config), world)
     torch.set_num_threads(config.threads)
     folder = _claim_folder(config, world, stack, resume, runs)
-    task = build(
-        config, print if world.leads_host and not (json_lines or quiet) else lambda _: None
-    )
+    task = _built(build, config, world, quiet=json_lines or quiet)
     samples = len(task.samples("train"))
     fingerprint = str(getattr(task, "fingerprint", samples))
     _agree("data", {"data": fingerprint, "samples": samples}, world, patience=_DATA_PATIENCE)
@@ -109,6 +108,13 @@ def start(
     kind: type[Training] = FreeTraining if isinstance(worker, HogwildWorker) else Training
     return kind(config=config, task=task, worker=worker, checkpoints=checkpoints,
                 recorders=recorders, progress=progress, folder=folder, end=end)  # fmt: skip
+
+
+def _built(build: Build, config: RunConfig, world: World, *, quiet: bool) -> Task:
+    """The task: by each host's leader first, who prepares the data and says what it found in it."""
+    task = build(config, silent if quiet else print) if world.leads_host else None
+    world.exchange("prepared", None, patience=_DATA_PATIENCE)
+    return build(config, silent) if task is None else task
 
 
 def _agree(what: str, mine: dict[str, Any], world: World, *, patience: float = 120.0) -> None:

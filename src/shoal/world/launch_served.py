@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from shoal.errors import ShoalError
+from shoal.errors import ShoalError, way_back
 from shoal.world.launch import LAUNCHED
 from shoal.world.signals import on_signals
 
@@ -169,8 +169,8 @@ class ServedJob:
         name = signal.Signals(-(self._servers[dead].returncode)).name
         self._restarts += 1
         if self._restarts > RESTARTS:
-            raise ShoalError(f"server {dead} was killed by {name}, {RESTARTS} times in all; go on "
-                             f"with: shoal train --resume {self.run_folder}")  # fmt: skip
+            raise ShoalError(f"server {dead} was killed by {name}, {RESTARTS} times in all"
+                             f"{self._way_back()}")  # fmt: skip
         print(f"shoal: server {dead} was killed by {name}; the servers start again from the last "
               "step", file=sys.stderr)  # fmt: skip
         for server in self._servers:
@@ -195,10 +195,11 @@ class ServedJob:
             return 0  # they have seen the run's end, which is saved before it is told
         server.send_signal(signal.SIGTERM)
         self._ends(server, _GRACE)
-        saved = any(Path(self.run_folder or "").glob("checkpoints/step-*"))
-        way = f"; go on with: shoal train --resume {self.run_folder}" if saved else ""
-        print(f"shoal: error: no worker is left{way}", file=sys.stderr)
+        print(f"shoal: error: no worker is left{self._way_back()}", file=sys.stderr)
         return 1
+
+    def _way_back(self) -> str:
+        return "" if self.run_folder is None else way_back(Path(self.run_folder))
 
     def _ends(self, server: Process, seconds: float) -> bool:
         """Whether a server ends by itself within some seconds."""
