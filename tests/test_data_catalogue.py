@@ -13,7 +13,7 @@ from shoal.cli import data as command
 from shoal.data import catalogue, embedded
 from shoal.data.cache import cache_folder
 from shoal.data.config import DataConfig
-from shoal.data.corpora import open_corpus
+from shoal.data.corpora import kept_folder, open_corpus
 from shoal.data.document import Document
 from shoal.data.fetching import text as texts
 from shoal.data.fetching import tools
@@ -197,6 +197,7 @@ def test_get_fetches_once_with_progress_and_show_describes(monkeypatch, capsys):
         "documents   2",
         f"characters  {len(text) + 4}",
         "first line",
+        f"sha256      {(kept_folder(catalogue.CATALOGUE['python']) / 'sha256').read_text()}",
     ):
         assert fact in shown
     assert max(len(line) for line in shown.splitlines()) < 100

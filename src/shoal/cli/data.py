@@ -95,6 +95,8 @@ def _show(source: str, text_field: str) -> int:
     if entry is not None:
         print(f"what        {entry.what}")
     print(f"licence     {entry.licence if entry is not None else 'your own text'}")
+    if entry is not None:
+        print(f"sha256      {_hash_of(entry)}")
     print(f"documents   {number:,}")
     print(f"characters  {characters:,}")
     print(f"\nThe first document, {first.name}:\n")
@@ -108,6 +110,13 @@ def _show(source: str, text_field: str) -> int:
     return 0
 
 
+def _hash_of(entry: Entry) -> str:
+    """Over all that was fetched, as it was taken when it came."""
+    from shoal.data.corpora import kept_folder
+
+    return (kept_folder(entry) / "sha256").read_text().strip()
+
+
 def _show_files(entry: Entry) -> int:
     """The files of data that is not plain text: the form in which users bring their own."""
     from shoal.data.source import fetched
@@ -117,6 +126,7 @@ def _show_files(entry: Entry) -> int:
     print(f"name        {entry.name}")
     print(f"what        {entry.what}")
     print(f"licence     {entry.licence}")
+    print(f"sha256      {_hash_of(entry)}")
     print(f"folder      {folder}")
     print(f"files       {len(files):,}, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
     for path in files[:FIRST_LINES]:
