@@ -123,4 +123,6 @@ def test_shares_lie_in_their_range_and_sum_to_one_whatever_is_measured(measureme
     shares = [pace.share(worker) for worker in workers]
     assert all(0 < share <= 1 for share in shares)
     assert sum(shares) == pytest.approx(1)
-    assert all(1 <= pace.inner_steps(worker, 50) <= 50 for worker in workers)
+    steps = [pace.inner_steps(worker, 50) for worker in workers]
+    assert min(steps) >= 1
+    assert max(steps) == 50  # the fastest takes them all, not a rounding less

@@ -87,7 +87,8 @@ class Pace:
         """
         self.join(worker)
         speeds = self._speeds()
-        return max(1, int(longest * speeds[worker] / max(speeds.values())))
+        # The ratio first: v / v is 1, while H * v / v can be a rounding below H.
+        return max(1, int(longest * (speeds[worker] / max(speeds.values()))))
 
     def _speeds(self) -> dict[str, float]:
         """Samples a second of every worker."""
