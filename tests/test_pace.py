@@ -100,6 +100,15 @@ def test_inner_steps_let_all_workers_take_equally_long():
     assert Pace().inner_steps("new", 30) == 30
 
 
+@pytest.mark.parametrize("longest", [6, 30])
+def test_the_fastest_takes_all_steps_at_any_speed(longest):
+    for samples in range(1, 1000):  # 30 * v / v is below 30 for one speed in eight
+        pace = Pace()
+        pace.add("a", samples, 0.1)
+        pace.add("b", samples, 0.2)
+        assert pace.inner_steps("a", longest) == longest
+
+
 @pytest.mark.parametrize(
     ("samples", "seconds"), [(0, 1.0), (-1, 1.0), (1, -0.1), (1, float("nan"))]
 )
