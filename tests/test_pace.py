@@ -102,10 +102,10 @@ def test_inner_steps_let_all_workers_take_equally_long():
 
 @pytest.mark.parametrize("longest", [6, 30])
 def test_the_fastest_takes_all_steps_at_any_speed(longest):
-    for samples in range(1, 1000):  # 30 * v / v is below 30 for one speed in eight
+    for number in range(1, 1000):  # 30 * v / v is below 30 for one speed in eight
         pace = Pace()
-        pace.add("a", samples, 0.1)
-        pace.add("b", samples, 0.2)
+        pace.add("a", 1, number / 777)
+        pace.add("b", 1, number / 333)
         assert pace.inner_steps("a", longest) == longest
 
 
