@@ -1,7 +1,12 @@
-"""What must hold on CUDA devices as well. Skipped where there is none."""
+"""What must hold on CUDA devices as well. Skipped where there is none.
+
+Workers share the first device, through copies in the host's memory, where there are more workers
+than devices; else they have one each and meet over NCCL.
+"""
 
 import pytest
 import torch
+from commands import Fault, launched, prepare, said, seats, weights
 from torch import nn
 
 import shoal
@@ -53,3 +58,41 @@ def test_a_codec_says_the_same_on_both_kinds_of_device(name):
         codec.decode(payload, out)
         found.append(out.cpu())
     assert torch.allclose(*found, rtol=1e-2, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("gpu"))
+
+
+def run(ground, workers: int, *words: str) -> str:
+    """The hash of what `shoal WORDS` trains."""
+    ended = seats(workers, *words, at=ground, timeout=200)
+    assert [one.status for one in ended] == [0] * workers, said(ended)
+    return weights(ended)
+
+
+@pytest.fixture(scope="module")
+def alone(ground):
+    return run(ground, 1, "train", "tiny.toml")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "zero1"])
+@pytest.mark.parametrize("wire", ["auto", "shared_memory", "collective"])
+@pytest.mark.parametrize("workers", [2, 3])
+def test_exact_strategies_have_the_bits_of_one_worker(ground, alone, workers, strategy, wire):
+    words = ("--strategy", strategy, "--set", f"wire={wire}")
+    assert run(ground, workers, "train", "tiny.toml", *words) == alone
+
+
+def test_verify_finds_the_same_bits_on_the_device(ground):
+    process = launched("verify", "tiny.toml", at=ground)
+    text, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, text
+
+
+def test_a_run_goes_on_with_another_number_of_workers(ground, alone):
+    words = ("train", "tiny.toml", "--runs", "halves")
+    seats(2, *words, at=ground, fault=Fault("interrupt", 4), timeout=200)
+    (folder,) = (ground / "halves").iterdir()
+    assert run(ground, 3, "train", "--resume", str(folder), "--workers", "3") == alone

@@ -11,9 +11,10 @@ from processes import WorkerFailed, attempt, run
 from shoal.wire.base import Range
 from shoal.wire.ledger import Ledger
 from shoal.wire.open import open_wire
+from shoal.wire.staged import StagedWire
 from shoal.world.join import join_world
 
-WIRES = ["shared_memory", "collective"]
+WIRES = ["shared_memory", "collective", "staged shared_memory", "staged collective"]
 PIECES = {  # of a buffer of 12 elements; a worker may own nothing
     1: [Range(0, 12)],
     2: [Range(0, 7), Range(7, 12)],
@@ -22,10 +23,10 @@ PIECES = {  # of a buffer of 12 elements; a worker may own nothing
 
 
 def opened(name, timeout=20):
-    ledger = Ledger()
-    return open_wire(
-        name, join_world(), ledger, device=torch.device("cpu"), timeout=timeout
-    ), ledger
+    """`staged` is a wire between the buffers and the one named: copies work between any devices."""
+    ledger, cpu = Ledger(), torch.device("cpu")
+    wire = open_wire(name.split()[-1], join_world(), ledger, device=cpu, timeout=timeout)
+    return StagedWire(wire, cpu) if name.startswith("staged") else wire, ledger
 
 
 def gathering(name):

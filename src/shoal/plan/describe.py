@@ -19,6 +19,7 @@ from shoal.strategy.phases import phases_of
 from shoal.tasks.base import Task
 from shoal.tasks.language_model import LanguageModel
 from shoal.train.config import RunConfig, strategy_of
+from shoal.train.device import device_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +181,9 @@ def _memory(
     strategy = strategy_of(config)
     in_step = isinstance(strategy.owner, Workers)
     sharded, leaves = is_sharded(strategy), config.batch.leaves
-    shared_memory = in_step and config.wire != "collective" and config.device != "cuda"
+    # Asked for, a CUDA device may be another machine's.
+    on_host = config.device != "cuda" and device_of(config, 0).type == "cpu"
+    shared_memory = in_step and config.wire != "collective" and on_host
     table = expected_memory(
         elements=layout.elements,
         # Out of step, a worker adds up its own part of a step alone.

@@ -27,7 +27,7 @@ from shoal.plan.memory import resident_bytes
 from shoal.strategy.random_states import seed_everything
 from shoal.tasks.base import Task, collate_of
 from shoal.train.config import RunConfig
-from shoal.train.loop import pick_device
+from shoal.train.device import device_of, repeat_exactly
 from shoal.train.precision import autocast
 
 SPREAD = 256
@@ -60,7 +60,8 @@ class LeafProbe:
     def __init__(self, config: RunConfig, task: Task) -> None:
         """Build the model, and take one step of a single sample, which brings the code in."""
         self._config, self._task = config, task
-        self._device = pick_device(config.device, 0)
+        self._device = device_of(config, 0)
+        repeat_exactly(self._device)  # which takes another memory
         with random_states_kept():
             seed_everything(config.seed, 0, 0)
             self.model = task.build_model().to(self._device).train()

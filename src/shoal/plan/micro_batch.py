@@ -17,7 +17,7 @@ from shoal.plan.leaf import LeafProbe, LeafSize
 from shoal.plan.node import SHARE, free_memory, parse_size
 from shoal.tasks.base import Task
 from shoal.train.config import RunConfig
-from shoal.train.loop import pick_device
+from shoal.train.device import device_of
 
 _OF_THE_HOST = ("this program", "gaps between tensors", "at work")
 """What a worker holds in the host's memory where it computes on CUDA."""
@@ -50,8 +50,9 @@ def memory_allowed(config: RunConfig, size: str | None) -> Allowed:
     if size is not None:
         return Allowed(bytes=parse_size(size), origin=f"--memory {size}")
     percent = f"{SHARE:.0%}".replace("%", " %")
-    if (device := pick_device(config.device, 0)).type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0] * config.workers
+    if (device := device_of(config, 0)).type == "cuda":
+        devices = min(config.workers, torch.cuda.device_count())
+        free = torch.cuda.mem_get_info(device)[0] * devices
         return Allowed(bytes=round(SHARE * free), origin=f"{percent} of the free CUDA memory")
     return Allowed(bytes=round(SHARE * free_memory()), origin=f"{percent} of the free memory")
 
@@ -117,7 +118,7 @@ class _Search:
 
     def of_worker(self, size: int) -> dict[str, int]:
         table = self.describe(size).memory
-        if pick_device(self.config.device, 0).type == "cuda":
+        if device_of(self.config, 0).type == "cuda":
             return {name: size for name, size in table.items() if name not in _OF_THE_HOST}
         return table
 

@@ -8,11 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from shoal.checkpoint import Checkpoints
 from shoal.checkpoint.saving import save_together
-from shoal.errors import ShoalError
 from shoal.strategy.step import Step
 from shoal.strategy.worker import Worker
 from shoal.tasks.base import Task, collate_of
@@ -141,12 +138,3 @@ def _stopping_on_signals(worker: Worker) -> Iterator[None]:
 
     with on_signals(ask):
         yield
-
-
-def pick_device(name: str, local_rank: int) -> torch.device:
-    """`auto` is this worker's own CUDA device where there is one, else the processor."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ShoalError("device is 'cuda', but torch finds no CUDA device here; use auto or cpu")
-    return torch.device(f"cuda:{local_rank}") if name == "cuda" else torch.device(name)

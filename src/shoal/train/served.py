@@ -19,8 +19,8 @@ from shoal.strategy.random_states import seed_everything
 from shoal.strategy.serving.worker import ServedWorker
 from shoal.tasks.base import Task, collate_of
 from shoal.train.config import RunConfig, resolve, strategy_of
+from shoal.train.device import device_of, repeat_exactly
 from shoal.train.evaluate import measure
-from shoal.train.loop import pick_device
 from shoal.train.optimizer import build_optimizer, set_learning_rate
 from shoal.train.precision import autocast
 from shoal.train.schedule import learning_rate
@@ -51,7 +51,8 @@ def train_served(
     task = build(config, silent if rank > 0 else partial(print, file=sys.stderr, flush=True))
     samples = task.samples("train")
     seed_everything(config.seed, 0, 0)
-    device = pick_device(config.device, 0)
+    device = device_of(config, max(rank, 0))
+    repeat_exactly(device)
     model = task.build_model().to(device)
     end = config.budget.samples(
         global_batch=config.batch.global_batch,
