@@ -1,6 +1,7 @@
 """How workers find each other, agree on small things, and learn who is gone."""
 
 import os
+import sys
 import time
 
 import pytest
@@ -9,6 +10,7 @@ from processes import attempt, run
 from shoal.errors import ShoalError
 from shoal.world.fork import fork_workers
 from shoal.world.join import join_world
+from shoal.world.launch import PEER_LOST, launch
 from shoal.world.seat import Seat, find_seat, seat_size
 from shoal.world.world import PeerLost, World
 
@@ -207,3 +209,12 @@ def faults(kind):
 )
 def test_a_forked_workers_end_is_told_with_its_name(kind, told):
     assert run(1, faults, kind) == [told]
+
+
+@pytest.mark.parametrize("failed", [0, 1])
+def test_a_launch_ends_as_the_worker_that_failed_first_and_not_as_those_that_missed_it(
+    failed, monkeypatch
+):
+    monkeypatch.setattr("shoal.world.launch.time.sleep", lambda _, nap=time.sleep: nap(1.0))
+    program = f"import os, sys; sys.exit(1 if os.environ['RANK'] == '{failed}' else {PEER_LOST})"
+    assert launch([sys.executable, "-c", program], 2, threads=1) == 1  # both end in one nap

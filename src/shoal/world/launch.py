@@ -86,8 +86,10 @@ def _watch(processes: Sequence[subprocess.Popen[bytes]]) -> int:
     """Wait for all; when one fails, give the others time to notice, then end them."""
     deadline: float | None = None
     first_failure: int | None = None
-    while any(process.poll() is None for process in processes):
-        for rank, process in enumerate(processes):
+    running = True
+    while running:
+        running = any(process.poll() is None for process in processes)
+        for rank, process in enumerate(processes):  # also of the last to end, or of all at once
             if first_failure is None and process.poll() not in (None, 0, PEER_LOST):
                 first_failure, deadline = rank, time.monotonic() + _GRACE
         if deadline is not None and time.monotonic() > deadline:
@@ -95,17 +97,18 @@ def _watch(processes: Sequence[subprocess.Popen[bytes]]) -> int:
                 if process.poll() is None:
                     process.kill()
             deadline = None
-        time.sleep(0.02)
+        if running:
+            time.sleep(0.02)
     codes = [process.returncode for process in processes]
-    for rank, code in enumerate(codes):
-        if code < 0 and (first_failure is None or rank == first_failure):
-            raise ShoalError(
-                f"worker {rank} was killed by {signal.Signals(-code).name}; "
-                "all workers have stopped"
-            )
-    if first_failure is not None:
-        return codes[first_failure]
-    return max(codes)
+    if first_failure is None:
+        return max(codes)
+    code = codes[first_failure]
+    if code < 0:
+        raise ShoalError(
+            f"worker {first_failure} was killed by {signal.Signals(-code).name}; "
+            "all workers have stopped"
+        )
+    return code
 
 
 @contextlib.contextmanager
