@@ -12,7 +12,10 @@ from torch import nn
 import shoal
 from shoal.codec.base import Spec
 from shoal.codec.catalogue import CODECS, codec_named
+from shoal.errors import ShoalError
 from shoal.strategy.options import LocalConfig, build_strategy
+from shoal.train.config import RunConfig
+from shoal.train.device import repeatable
 
 pytestmark = [
     pytest.mark.gpu,
@@ -91,8 +94,33 @@ def test_verify_finds_the_same_bits_on_the_device(ground):
     assert process.returncode == 0, text
 
 
-def test_a_run_goes_on_with_another_number_of_workers(ground, alone):
-    words = ("train", "tiny.toml", "--runs", "halves")
+@pytest.mark.parametrize("strategy", ["ddp", "zero1"])
+def test_a_run_goes_on_with_another_number_of_workers(ground, alone, strategy):
+    words = ("train", "tiny.toml", "--runs", f"{strategy}-halves", "--strategy", strategy)
     seats(2, *words, at=ground, fault=Fault("interrupt", 4), timeout=200)
-    (folder,) = (ground / "halves").iterdir()
+    (folder,) = (ground / f"{strategy}-halves").iterdir()
     assert run(ground, 3, "train", "--resume", str(folder), "--workers", "3") == alone
+
+
+@pytest.mark.parametrize("strategy", ["diloco", "streaming_diloco", "sparse_loco", "powersgd"])
+def test_a_run_of_local_steps_or_low_rank_goes_on_as_if_never_stopped(ground, strategy):
+    words = ("train", "tiny.toml", "--strategy", strategy, "--workers", "2",
+             "--set", "budget.steps=24")  # fmt: skip
+    if strategy != "powersgd":
+        words += ("--set", "local.inner_steps=9")
+    whole = run(ground, 2, *words, "--runs", f"{strategy}-whole")
+    seats(2, *words, "--runs", f"{strategy}-halves", at=ground, fault=Fault("interrupt", 14),
+          timeout=200)  # fmt: skip
+    (folder,) = (ground / f"{strategy}-halves").iterdir()
+    assert run(ground, 2, "train", "--resume", str(folder)) == whole
+
+
+def test_an_operation_that_cannot_repeat_is_named():
+    config, device = RunConfig(), torch.device("cuda")
+    values = torch.randn(1, 1, 8, 8, device=device, requires_grad=True)
+    refused = pytest.raises(
+        ShoalError, match=r"adaptive_avg_pool2d.* no deterministic form on CUDA"
+    )
+    with refused, repeatable(config, device):
+        nn.functional.adaptive_avg_pool2d(values, 3).sum().backward()
+    torch.use_deterministic_algorithms(False)

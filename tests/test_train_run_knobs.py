@@ -74,6 +74,11 @@ KNOBS: dict[str, tuple[tuple[str, ...], Any, Any]] = {
     ),  # and see test_shares
     "threads": ((), 2, changes(threads=2)),
     "device": ((), "tpu", is_refused("device is 'tpu'", "cuda")),
+    "deterministic": (
+        ("device=cpu",),
+        "false",
+        is_refused("deterministic", "device cpu"),
+    ),  # and see test_gpu
     "precision": ((), "bf16", changes("weights")),
     "seed": ((), 1, changes("weights", "first_loss", "indices")),
     "clip": ((), 0.01, changes("weights")),

@@ -21,6 +21,7 @@ from shoal.checkpoint.own_state import kept_by, restore_own
 from shoal.checkpoint.reader import Checkpoint
 from shoal.errors import ShoalError
 from shoal.strategy.shards import Slice
+from shoal.strategy.step_counts import place_step_counts
 from shoal.strategy.worker import Worker
 
 
@@ -84,6 +85,7 @@ def restore(worker: Worker, checkpoint: Checkpoint) -> None:
     prefix = _optimizer_of(worker, checkpoint, stored)
     for part, state in read_optimizer(checkpoint, stored, worker.slices, prefix):
         worker.optimizer.state[part.parameter] = state
+    place_step_counts(worker.optimizer)
 
 
 def _optimizer_of(worker: Worker, checkpoint: Checkpoint, stored: set[str]) -> str:

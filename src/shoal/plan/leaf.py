@@ -27,7 +27,7 @@ from shoal.plan.memory import resident_bytes
 from shoal.strategy.random_states import seed_everything
 from shoal.tasks.base import Task, collate_of
 from shoal.train.config import RunConfig
-from shoal.train.device import device_of, repeat_exactly
+from shoal.train.device import device_of, repeatable
 from shoal.train.precision import autocast
 
 SPREAD = 256
@@ -61,7 +61,6 @@ class LeafProbe:
         """Build the model, and take one step of a single sample, which brings the code in."""
         self._config, self._task = config, task
         self._device = device_of(config, 0)
-        repeat_exactly(self._device)  # which takes another memory
         with random_states_kept():
             seed_everything(config.seed, 0, 0)
             self.model = task.build_model().to(self._device).train()
@@ -97,9 +96,11 @@ class LeafProbe:
     def _pass(self, indices: list[int]) -> tuple[int, int]:
         """Targets, and bytes of the batch."""
         batch = collate_of(self._task)(fetch(self._samples, indices))
-        with autocast(self._device, self._config.precision):
-            total, count = self._task.loss(self.model, to_device(batch, self._device))
-        total.backward()
+        # Other operations than usual may take another memory.
+        with repeatable(self._config, self._device):
+            with autocast(self._device, self._config.precision):
+                total, count = self._task.loss(self.model, to_device(batch, self._device))
+            total.backward()
         return count, batch_bytes(batch)
 
     def _begin(self) -> int:

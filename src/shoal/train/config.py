@@ -97,6 +97,9 @@ class RunConfig:
     """Threads of each worker's computations. The last bits of a result may depend on it."""
     device: str = "auto"
     """Where workers compute: `cpu`, `cuda`, or `auto` (cuda where there is one)."""
+    deterministic: bool = True
+    """On CUDA devices, compute what gives the same bits each time, which can take longer. A model
+    with an operation that cannot is refused; false lets it train, without that promise."""
     precision: str = "fp32"
     """Number format of the forward pass: `fp32`, or `bf16` (autocast)."""
     seed: int = 0
@@ -162,6 +165,10 @@ def validate(config: RunConfig) -> None:
     """
     _known("wire", config.wire, WIRES)
     _known("device", config.device, DEVICES)
+    if not config.deterministic and config.device == "cpu":
+        raise ShoalError(
+            "deterministic has no effect with device cpu, where all is; leave it unset"
+        )
     _known("precision", config.precision, PRECISIONS)
     resolve_optimizer(config.optimizer)
     resolve_schedule(config.schedule)

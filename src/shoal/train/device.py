@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -32,12 +34,24 @@ def device_of(config: RunConfig, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank % torch.cuda.device_count())
 
 
-def repeat_exactly(device: torch.device) -> None:
-    """Let every operation on a CUDA device give the same bits each time, where it can.
+@contextmanager
+def repeatable(config: RunConfig, device: torch.device) -> Iterator[None]:
+    """Let every operation on a CUDA device give the same bits each time, as on the processor.
 
-    On the processor they do. An operation that cannot says so in a warning.
+    Raises ShoalError naming an operation that cannot.
     """
-    if device.type == "cuda":
+    if device.type == "cuda" and config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read at the first product
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    except RuntimeError as error:
+        name, known, _ = str(error).partition(" does not have a deterministic implementation")
+        if not known:
+            raise
+        raise ShoalError(
+            f"{name} has no deterministic form on CUDA, so that the run could not be repeated to "
+            "the bit; train on --set device=cpu, or without that promise with "
+            "--set deterministic=false"
+        ) from error

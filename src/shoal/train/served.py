@@ -19,7 +19,7 @@ from shoal.strategy.random_states import seed_everything
 from shoal.strategy.serving.worker import ServedWorker
 from shoal.tasks.base import Task, collate_of
 from shoal.train.config import RunConfig, resolve, strategy_of
-from shoal.train.device import device_of, repeat_exactly
+from shoal.train.device import device_of, repeatable
 from shoal.train.evaluate import measure
 from shoal.train.optimizer import build_optimizer, set_learning_rate
 from shoal.train.precision import autocast
@@ -52,7 +52,6 @@ def train_served(
     samples = task.samples("train")
     seed_everything(config.seed, 0, 0)
     device = device_of(config, max(rank, 0))
-    repeat_exactly(device)
     model = task.build_model().to(device)
     end = config.budget.samples(
         global_batch=config.batch.global_batch,
@@ -79,7 +78,7 @@ def train_served(
         },
     )
     worker.evaluator = lambda: _measure(config, task, worker)
-    with worker, _leaving_on_signals() as asked:
+    with repeatable(config, device), worker, _leaving_on_signals() as asked:
         model.train()
         batches = worker.batches(
             samples,

@@ -25,7 +25,7 @@ from shoal.strategy.random_states import seed_everything
 from shoal.strategy.worker import Worker
 from shoal.tasks.base import Task
 from shoal.train.config import RunConfig, parts_of, strategy_of
-from shoal.train.device import device_of, repeat_exactly
+from shoal.train.device import device_of, repeatable
 from shoal.train.folder import drop_unused, hold, new_folder, read_manifest, write_manifest
 from shoal.train.free_running import FreeTraining
 from shoal.train.loop import Training
@@ -162,7 +162,7 @@ def _require_same_data(folder: Path, fingerprint: str) -> None:
 def _join(config: RunConfig, task: Task, world: World, stack: ExitStack) -> Worker:
     seed_everything(config.seed, 0, 0)
     device = device_of(config, world.local_rank)
-    repeat_exactly(device)
+    stack.enter_context(repeatable(config, device))
     model = task.build_model().to(device)
     parts = parts_of(config)
     if config.shares == "auto" and world.size > 1:

@@ -15,6 +15,7 @@ from shoal.exchange.layout import lay_out
 from shoal.exchange.portions import portions_of
 from shoal.strategy.serving import protocol as p
 from shoal.strategy.serving.link import Link
+from shoal.strategy.step_counts import place_step_counts
 from shoal.wire.frames import LONGEST_PAYLOAD
 from shoal.wire.messages import as_tensor
 
@@ -131,3 +132,4 @@ class Replica:
             state |= {key: each[index].clone() for key, each in views.items()}
             if state:
                 optimizer.state[parameter] = state
+        place_step_counts(optimizer)
