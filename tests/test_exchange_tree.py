@@ -5,7 +5,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoal.exchange.tree import BlockSum, Span, accumulations, cover, fold, share, slots_needed
+from shoal.exchange.tree import (
+    BlockSum,
+    Span,
+    accumulations,
+    cover,
+    fold,
+    folded_norms,
+    row_norms,
+    share,
+    slots_needed,
+)
 
 worlds = st.tuples(st.integers(0, 70), st.integers(1, 20))
 
@@ -139,3 +149,14 @@ def test_the_order_of_addition_matters_so_the_tree_is_needed():
     tree = fold(4, {k: torch.tensor(v) for k, v in values.items()}, torch.add)
     left_to_right = sum(torch.tensor(v) for v in values.values())
     assert float(tree) == 0.0 and float(left_to_right) == 1.0
+
+
+@pytest.mark.parametrize("norms", [row_norms, folded_norms])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_a_rows_norm_does_not_depend_on_how_many_rows_are_measured(norms, dtype):
+    rows = torch.randn(37, 1024, generator=torch.Generator().manual_seed(0)).to(dtype)
+    every = norms(rows)
+    assert every.dtype == dtype
+    torch.testing.assert_close(every.double(), rows.double().norm(dim=1), rtol=4e-3, atol=0)
+    for count in range(1, 37):
+        assert torch.equal(norms(rows[:count]), every[:count])

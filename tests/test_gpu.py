@@ -13,6 +13,7 @@ import shoal
 from shoal.codec.base import Spec
 from shoal.codec.catalogue import CODECS, codec_named
 from shoal.errors import ShoalError
+from shoal.exchange.tree import row_norms
 from shoal.strategy.options import LocalConfig, build_strategy
 from shoal.train.config import RunConfig
 from shoal.train.device import repeatable
@@ -124,3 +125,10 @@ def test_an_operation_that_cannot_repeat_is_named():
     with refused, repeatable(config, device):
         nn.functional.adaptive_avg_pool2d(values, 3).sum().backward()
     torch.use_deterministic_algorithms(False)
+
+
+def test_a_blocks_norm_does_not_depend_on_how_many_blocks_a_worker_has():
+    rows = torch.randn(256, 1024, device="cuda")
+    every = row_norms(rows)
+    for count in (*range(1, 33), 64, 85, 128):
+        assert torch.equal(row_norms(rows[:count]), every[:count])

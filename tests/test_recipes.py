@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
 from commands import launched, said, seats, weights
 
 from shoal.recipes.catalogue import RECIPES, configure
@@ -83,7 +84,8 @@ def test_a_strategy_with_servers_trains_it(ground, alone, strategy, monkeypatch)
     (run,) = (folder / f"runs-{strategy}").iterdir()
     found = open_run(run)
     assert f"{getattr(found.task, 'unit', 'targets')}/s" in text
-    if strategy == "sync_ps":
+    if strategy == "sync_ps" and not torch.cuda.is_available():
+        # Beside a CUDA device the servers step on the processor, which rounds AdamW otherwise.
         assert weights_hash(found.model) == alone
 
 

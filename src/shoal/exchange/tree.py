@@ -141,6 +141,25 @@ def slots_needed(leaves: int, held: Span) -> int:
     return max((step.slot for step in accumulations(leaves, held)), default=0) + 1
 
 
+def row_norms(rows: Tensor) -> Tensor:
+    """The Euclidean norm of each row, [R, 2^k] -> [R], with bits that its own row alone decides.
+
+    On a CUDA device torch shapes a reduction by the number of rows too, and that depends on how
+    many workers share the blocks. So rows are folded there, half upon half: additions by element.
+    """
+    if rows.device.type == "cpu":
+        return torch.linalg.vector_norm(rows, dim=1)
+    return folded_norms(rows)
+
+
+def folded_norms(rows: Tensor) -> Tensor:
+    """`row_norms` by additions of a row's halves, in fp32 at least."""
+    squares = rows.to(torch.promote_types(rows.dtype, torch.float32)).square()
+    while (half := squares.shape[1] // 2) > 0:
+        squares = squares[:, :half] + squares[:, half:]
+    return squares[:, 0].sqrt().to(rows.dtype)
+
+
 class BlockSum:
     """Finishes the tree over a shard, one cache-sized chunk after another.
 
@@ -184,7 +203,7 @@ class BlockSum:
             mean.div_(count)
             rows = mean.view(-1, block)
             first = start // block
-            torch.linalg.vector_norm(rows, dim=1, out=norms[first : first + len(rows)])
+            norms[first : first + len(rows)] = row_norms(rows)
 
     def _add(self, node: Span, values: Mapping[Span, Tensor], out: Tensor, depth: int) -> None:
         left, right = node.halves()
