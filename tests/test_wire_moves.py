@@ -13,6 +13,7 @@ from shoal.wire.ledger import Ledger
 from shoal.wire.open import open_wire
 from shoal.wire.staged import StagedWire
 from shoal.world.join import join_world
+from shoal.world.world import PeerLost
 
 WIRES = ["shared_memory", "collective", "staged shared_memory", "staged collective"]
 PIECES = {  # of a buffer of 12 elements; a worker may own nothing
@@ -22,10 +23,10 @@ PIECES = {  # of a buffer of 12 elements; a worker may own nothing
 }
 
 
-def opened(name, timeout=20):
+def opened(name, timeout=20, world=None):
     """`staged` is a wire between the buffers and the one named: copies work between any devices."""
     ledger, cpu = Ledger(), torch.device("cpu")
-    wire = open_wire(name.split()[-1], join_world(), ledger, device=cpu, timeout=timeout)
+    wire = open_wire(name.split()[-1], world or join_world(), ledger, device=cpu, timeout=timeout)
     return StagedWire(wire, cpu) if name.startswith("staged") else wire, ledger
 
 
@@ -101,7 +102,8 @@ def test_what_one_sends_others_receive(name):
 
 
 def dying(name, victim, how):
-    wire, _ = opened(name, timeout=2)
+    world = join_world()
+    wire, _ = opened(name, timeout=2, world=world)
     row = torch.zeros(1, dtype=torch.float64)
     wire.gather(row).wait()
     if wire.rank == victim:
@@ -111,6 +113,9 @@ def dying(name, victim, how):
     try:
         wire.gather(row).wait()
         wire.gather(row).wait()
+    except PeerLost as lost:
+        world.fail(str(lost))  # as every worker does, or this one's end is taken for the first
+        raise
     finally:
         assert time.monotonic() - began < 10
 
