@@ -1,7 +1,7 @@
 """Steps on slow links: seconds, use of the processor and bytes by strategy, on hosts of `shoal lab`.
 
 Four hosts, half a core each, links shaped by the kernel. Each case is one `shoal train` of a
-0.8 M decoder; the link's bytes are the kernel's counters, less those of a run without steps.
+decoder of 0.5 or 12 M parameters; the link's bytes are the kernel's counters, less those of a run without steps.
 
     use        computing over the whole step, median over hosts of the phase's sum
     formula    what the wire's ledger counted: payloads, headers, counts and norms
@@ -11,8 +11,10 @@ Four hosts, half a core each, links shaped by the kernel. Each case is one `shoa
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,71 +25,91 @@ from shoal.lab.lab import Lab
 HOSTS = 4
 CPU = 0.5
 SETTINGS = (
-    "data.source=sotu", "model.depth=2", "data.vocab_size=1024", "data.sequence_length=128",
+    "data.source=sotu", "data.vocab_size=1024", "data.sequence_length=128",
     "batch.global_batch=32", "batch.micro_batch=8", "evaluation.samples=1", "evaluation.every=0",
     "checkpoint.save_every=0", "records.tensorboard=false",
 )  # fmt: skip
-LOCAL = ("local.warm_up=0.2",)
-CASES = (
-    ("ddp", "5gbit", 10, ()),
-    ("ddp", "1gbit", 10, ()),
-    ("ddp", "300mbit", 10, ()),
-    ("ddp", "100mbit", 8, ()),
-    ("ddp+bf16", "20mbit", 10, ()),
-    ("ddp+bf16", "6mbit", 8, ()),
-    ("ddp+bf16", "1200kbit", 4, ()),
-    ("streaming_diloco", "20mbit", 75, LOCAL),
-    ("streaming_diloco", "6mbit", 75, LOCAL),
-    ("streaming_diloco", "1200kbit", 75, LOCAL),
-    ("sparse_loco", "1200kbit", 75, LOCAL),
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run; `warm_up` is the share before its local steps, or none where it has none."""
+
+    strategy: str
+    link: str
+    steps: int
+    warm_up: float | None = None
+    depth: int = 2
+    inner_steps: int = 30
+
+    @property
+    def switch(self) -> int:
+        """Steps before the local ones."""
+        return self.steps if self.warm_up is None else math.ceil(self.steps * self.warm_up)
+
+
+SMALL = (
+    # Fast links, where what is spared costs more than it is worth.
+    Case("ddp", "5gbit", 20), Case("ddp+bf16", "5gbit", 20), Case("ddp+int4", "5gbit", 20),
+    Case("ddp", "1gbit", 10), Case("ddp+bf16", "1gbit", 10), Case("ddp+int4", "1gbit", 10),
+    Case("ddp", "300mbit", 10), Case("ddp+bf16", "300mbit", 10),
+    Case("ddp", "100mbit", 8), Case("ddp+bf16", "100mbit", 8),
+    Case("streaming_diloco", "5gbit", 75, 0.2), Case("streaming_diloco", "100mbit", 75, 0.2),
+    # Slow ones.
+    Case("ddp+bf16", "20mbit", 10), Case("ddp+bf16", "6mbit", 8), Case("ddp+bf16", "1200kbit", 4),
+    Case("streaming_diloco", "20mbit", 75, 0.2), Case("streaming_diloco", "6mbit", 75, 0.2),
+    Case("streaming_diloco", "1200kbit", 75, 0.2), Case("sparse_loco", "1200kbit", 75, 0.2),
+    Case("streaming_diloco", "1200kbit", 198, 0.0, inner_steps=99),
+)  # fmt: skip
+LARGE = (
+    *(Case("ddp", link, 8, depth=6) for link in ("5gbit", "2gbit", "1gbit", "300mbit")),
+    *(Case("streaming_diloco", link, 35, 0.0, 6) for link in ("20mbit", "6mbit", "3mbit")),
 )
 
 
 def main() -> None:
     """All cases, one after the other."""
     args = arguments(__doc__)
-    cases = [c for c in CASES if "20mbit" in c] if args.quick else CASES
-    found = [_measure(*case) for case in cases]
+    cases = [c for c in SMALL if c.link == "20mbit"] if args.quick else [*SMALL, *LARGE]
+    found = [_measure(case) for case in cases]
     rows = [
-        [f"{c['strategy']}, {c['link']}, {phase['of']}", phase["seconds"], f"{phase['use']:.1%}",
-         phase["bytes_a_token"], c["kernel_over_ledger"]]
+        [f"{c['strategy']}, depth {c['depth']}, {c['link']}, {phase['of']}", phase["seconds"],
+         f"{phase['use']:.1%}", phase["bytes_a_token"], c["kernel_over_ledger"]]
         for c in found for phase in c["phases"]
     ]  # fmt: skip
     table(["4 hosts", "s / step", "use", "bytes / token", "kernel / formula"], rows)
     write("slow_link", args, {"hosts": HOSTS, "cpu": CPU, "settings": SETTINGS, "cases": found})
 
 
-def _measure(strategy: str, link: str, steps: int, local: tuple[str, ...]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder, Lab(hosts=HOSTS, link=link, cpu=CPU) as lab:
-        words = [w for setting in (*SETTINGS, *local) for w in ("--set", setting)]
-        command = ["shoal", "train", "--workers", str(HOSTS), "--strategy", strategy, "--steps",
-                   str(steps), "--runs", folder, *words]  # fmt: skip
+def _measure(case: Case) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder, Lab(hosts=HOSTS, link=case.link, cpu=CPU) as lab:
+        settings = [*SETTINGS, f"model.depth={case.depth}"]
+        if case.warm_up is not None:
+            settings += [f"local.warm_up={case.warm_up}", f"local.inner_steps={case.inner_steps}"]
+        command = ["shoal", "train", "--workers", str(HOSTS), "--strategy", case.strategy,
+                   "--steps", str(case.steps), "--runs", folder,
+                   *(word for setting in settings for word in ("--set", setting))]  # fmt: skip
         outcome = lab.run(command, capture=True, timeout=500)
         if outcome.status:
-            raise SystemExit(f"{strategy} at {link}: {outcome.outputs[0][-2000:]}")
+            raise SystemExit(f"{case.strategy} at {case.link}: {outcome.outputs[0][-2000:]}")
         (run,) = Path(folder).iterdir()
         paths = [run / "records.jsonl", *sorted((run / "workers").glob("*.jsonl"))]
         hosts = [[json.loads(line) for line in path.read_text().splitlines()] for path in paths]
     ledger = sum(record["bytes_sent"] for record in hosts[0])
-    print(f"{strategy} at {link}: {outcome.seconds:.0f} s", flush=True)
+    print(f"{case.strategy} at {case.link}: {outcome.seconds:.0f} s", flush=True)
     return {
-        "strategy": strategy,
-        "link": link,
-        "steps": steps,
+        **asdict(case),
         "ledger_bytes": ledger,
         "kernel_bytes": outcome.traffic[0][1],
         "kernel_over_ledger": outcome.traffic[0][1] / ledger,
-        "phases": _phases(hosts, steps, local),
+        "phases": _phases(hosts, case),
         "records": hosts[0],
     }
 
 
-def _phases(
-    hosts: list[list[dict[str, Any]]], steps: int, local: tuple[str, ...]
-) -> list[dict[str, Any]]:
+def _phases(hosts: list[list[dict[str, Any]]], case: Case) -> list[dict[str, Any]]:
     """Before and after the switch to local steps; the first two steps warm up and count nowhere."""
-    switch = -(-steps // 5) if local else steps
-    parts = [("every step", 2, switch), ("local steps", switch + 5, steps)]
+    parts = [("every step", 2, case.switch), ("local steps", case.switch + 5, case.steps)]
     return [
         _phase(name, [records[first:last] for records in hosts])
         for name, first, last in parts
