@@ -36,6 +36,10 @@ SAMPLE = 128
 BASE = "ddp+bf16"
 SEEDS = (0, 1)
 
+PAPERS = ("local.outer_lr=0.7", "local.outer_momentum=0.9")
+STREAMING_PAPERS = (*PAPERS, "local.mix=0.5")
+"""What the papers recommend, where the presets differ."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -49,10 +53,20 @@ class Case:
 CASES = {
     BASE: Case(BASE),
     "diloco": Case("diloco"),
+    "diloco_papers": Case("diloco", PAPERS),
     "streaming_diloco": Case("streaming_diloco"),
+    "streaming_diloco_papers": Case("streaming_diloco", STREAMING_PAPERS),
+    "streaming_diloco_99_papers": Case(
+        "streaming_diloco", (*STREAMING_PAPERS, "local.inner_steps=99")
+    ),
+    "streaming_diloco_short_warm_up_papers": Case(
+        "streaming_diloco", (*STREAMING_PAPERS, "local.warm_up=0.05")
+    ),
     "sparse_loco": Case("sparse_loco"),
     "streaming_diloco_99": Case("streaming_diloco", ("local.inner_steps=99",)),
-    "streaming_diloco_short_warm_up": Case("streaming_diloco", ("local.warm_up=0.05",)),
+    "streaming_diloco_99_short_warm_up": Case(
+        "streaming_diloco", ("local.inner_steps=99", "local.warm_up=0.05")
+    ),
     # Controls: averages without an outer optimizer, an outer optimizer without peers, and plain
     # data parallelism that sends as little as `diloco` does, warm-up included, by larger batches.
     "post_local_sgd": Case("post_local_sgd"),
