@@ -262,4 +262,3 @@ def test_parts_that_cannot_be_are_refused():
         Delta(inner_steps=10, mix=2.0)
     with pytest.raises(ShoalError, match="at least 1"):
         Delta(inner_steps=0)
-    assert diloco().payload.outer == Outer(lr=0.7, momentum=0.9, nesterov=True)
