@@ -14,7 +14,7 @@ from shoal.codec.block import Int8
 from shoal.codec.topk import TopK
 from shoal.errors import ShoalError
 from shoal.strategy.parts import Delta, EveryStep, Outer, Phase, Strategy, Workers
-from shoal.strategy.presets import ddp, diloco, local_sgd
+from shoal.strategy.presets import ddp, local_sgd
 
 WIRES = ["shared_memory", "collective"]
 

@@ -19,7 +19,7 @@ def packed_bytes(count: int, bits: int) -> int:
 
 
 def pack(codes: Tensor, bits: int, packed: Tensor) -> None:
-    """Write uint8 codes [count] of 1, 2 or 4 bits to uint8 `packed` [packed_bytes]."""
+    """Write uint8 codes [count] of 1, 2, 4 or 8 bits to uint8 `packed` [packed_bytes]."""
     length = len(packed)
     packed.copy_(codes[:length])
     for place in range(1, 8 // bits):
@@ -35,31 +35,6 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
         plane = codes[place * length : (place + 1) * length]
         plane.copy_(packed[: len(plane)] >> place * bits)
     return codes.bitwise_and_((1 << bits) - 1)
-
-
-def pack_12(numbers: Tensor, packed: Tensor) -> None:
-    """Write whole numbers [count] below 4096 to uint8 `packed`: three bytes for two of them.
-
-    Bytes come in three runs: low 8 bits of the first half's numbers; their high 4 bits with
-    the low 4 bits of the second half's; high 8 bits of the second half's.
-    """
-    half = (len(numbers) + 1) // 2
-    first, second = numbers[:half], numbers[half:]
-    packed[:half] = first & 255
-    packed[half : 2 * half] = first >> 8
-    packed[half : half + len(second)] |= ((second & 15) << 4).to(packed.dtype)
-    packed[2 * half :] = second >> 4
-
-
-def unpack_12(packed: Tensor, count: int) -> Tensor:
-    """The numbers [count] that `pack_12` wrote, as int64."""
-    half = (count + 1) // 2
-    wide = packed.long()
-    middle, last = wide[half : 2 * half], wide[2 * half :]
-    numbers = wide.new_empty(count)
-    numbers[:half] = wide[:half] | (middle & 15) << 8
-    numbers[half:] = middle[: count - half] >> 4 | last << 4
-    return numbers
 
 
 def as_blocks(flat: Tensor, block: int) -> Tensor:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from shoal.codec.checks import check_feedback, check_whole
+from shoal.codec.packing import pack, packed_bytes, unpack
+from shoal.codec.places import pack_places, places_bytes, unpack_places
 from shoal.errors import ShoalError
 
 if TYPE_CHECKING:  # a strategy can be named and refused without torch
@@ -15,7 +17,7 @@ if TYPE_CHECKING:  # a strategy can be named and refused without torch
     from shoal.codec.base import Spec, State
 
 CHUNK = 4096
-"""Elements among which the largest are sought: 64 x 64, and a place in it takes 12 bits."""
+"""Elements among which the largest are sought: 64 x 64."""
 GROUP = 8
 """Elements whose maximum is looked at first."""
 
@@ -24,10 +26,11 @@ GROUP = 8
 class TopK:
     """The `top` largest |x| of each 4096 elements; the rest is zero.
 
-    A place takes 12 bits. A value takes 16, as bf16 (in all 224 bytes for 4096 elements at
-    top 64), or 2: its sign, and which of two magnitudes that its chunk sends along, as bf16
-    (116 bytes). The two are the means below and above a threshold, which starts at the mean and
-    moves twice to the middle between them (Lloyd's k-means).
+    A place takes 8 bits at top 64, fewer when there are more (`places.py`). A value takes 16, as
+    bf16 (in all 192 bytes for 4096 elements at top 64), or 2: its sign, and which of two
+    magnitudes that its chunk sends along, as bf16 (84 bytes). The two are the means below and
+    above a threshold, which starts at the mean and moves twice to the middle between them
+    (Lloyd's k-means).
 
     A last chunk of m elements, or a small tensor, sends its min(top, m) largest.
 
@@ -55,69 +58,72 @@ class TopK:
         return {}
 
     def wire_bytes(self, spec: Spec) -> int:
-        """2 bytes a value, or 2 bits and 4 bytes a chunk; 12 bits a place."""
-        return self._sizes(math.prod(spec.shape))[-1]
+        """2 bytes a value, or 2 bits and 4 bytes a chunk; and the places."""
+        elements = math.prod(spec.shape)
+        places = sum(places_bytes(*shape) for shape in self._shapes(elements))
+        return self._sizes(elements)[-1] + places
 
     def encode(self, chunk: Tensor, payload: Tensor, state: State) -> State:
         """[values or magnitudes, bf16][2-bit codes][places], by chunks, places ascending."""
         import torch
 
         from shoal.codec.bf16 import LARGEST
-        from shoal.codec.packing import pack, pack_12
 
         flat = chunk.reshape(-1)
-        _, floats, codes_end, _ = self._sizes(len(flat))
+        _, floats, start = self._sizes(len(flat))
         found = [_largest(part, self.top) for part in _parts(flat)]
-        places = torch.cat([place.view(-1) for place, _ in found])
         if self.value_bits == 16:
             sent = [values for _, values in found]
         else:
             coded = [_two_magnitudes(values) for _, values in found]
             sent = [magnitudes for magnitudes, _ in coded]
             codes = torch.cat([codes.view(-1) for _, codes in coded])
-            pack(codes, 2, payload[floats:codes_end])
+            pack(codes, 2, payload[floats:start])
         flat_sent = torch.cat([values.view(-1) for values in sent]).clamp_(-LARGEST, LARGEST)
         payload[:floats].view(torch.bfloat16).copy_(flat_sent)
-        pack_12(places, payload[codes_end:])
+        for shape, (places, _) in zip(self._shapes(len(flat)), found, strict=True):
+            end = start + places_bytes(*shape)
+            pack_places(places, shape[2], payload[start:end])
+            start = end
         return state
 
     def decode(self, payload: Tensor, chunk: Tensor) -> None:
         """Zeros, and the values at their places."""
         import torch
 
-        from shoal.codec.packing import unpack, unpack_12
-
         flat = chunk.view(-1)
-        count, floats, codes_end, _ = self._sizes(len(flat))
+        count, floats, start = self._sizes(len(flat))
         sent = payload[:floats].view(torch.bfloat16).float()
-        places = unpack_12(payload[codes_end:], count)
-        codes = unpack(payload[floats:codes_end], 2, count) if self.value_bits == 2 else None
+        codes = unpack(payload[floats:start], 2, count) if self.value_bits == 2 else None
         flat.zero_()
-        start = chunks = 0
-        for part in _parts(flat):
-            rows, width = len(part), min(self.top, part.shape[1])
-            here = slice(start, start + rows * width)
+        done = chunks = 0
+        for part, shape in zip(_parts(flat), self._shapes(len(flat)), strict=True):
+            rows, kept, _ = shape
+            here = slice(done, done + rows * kept)
             if codes is None:
-                values = sent[here].view(rows, width)
+                values = sent[here].view(rows, kept)
             else:
                 pairs = sent[2 * chunks : 2 * (chunks + rows)].view(rows, 2)
-                code = codes[here].view(rows, width).long()
+                code = codes[here].view(rows, kept).long()
                 values = pairs.gather(1, code & 1) * (1 - (code & 2))
-            # Damaged bytes may name any place; what they decode to is wrong, but inside.
-            inside = places[here].view(rows, width).clamp_(max=part.shape[1] - 1)
-            part.scatter_(1, inside, values)
-            start, chunks = here.stop, chunks + rows
+            end = start + places_bytes(*shape)
+            part.scatter_(1, unpack_places(payload[start:end], *shape), values)
+            start, done, chunks = end, here.stop, chunks + rows
 
-    def _sizes(self, elements: int) -> tuple[int, int, int, int]:
-        """Values; and the bytes up to the end of the bf16 numbers, of the codes, of the places."""
-        whole, short = divmod(elements, CHUNK)
-        count = whole * self.top + min(self.top, short)
+    def _shapes(self, elements: int) -> list[tuple[int, int, int]]:
+        """Of each part: its rows, and how many places of how many elements a row names."""
+        rows, short = divmod(elements, CHUNK)
+        shapes = [(rows, self.top, CHUNK), (1, min(self.top, short), short)]
+        return [shape for shape in shapes if shape[0] * shape[2]]
+
+    def _sizes(self, elements: int) -> tuple[int, int, int]:
+        """Values; and the bytes up to the end of the bf16 numbers, and of the codes."""
+        shapes = self._shapes(elements)
+        count = sum(rows * kept for rows, kept, _ in shapes)
         if self.value_bits == 16:
-            floats = codes_end = 2 * count
-        else:
-            floats = 4 * (whole + (short > 0))
-            codes_end = floats + -(-count // 4)
-        return count, floats, codes_end, codes_end + (3 * count + 1) // 2
+            return count, 2 * count, 2 * count
+        floats = 4 * sum(rows for rows, _, _ in shapes)
+        return count, floats, floats + packed_bytes(count, 2)
 
 
 def _parts(flat: Tensor) -> list[Tensor]:
