@@ -67,6 +67,9 @@ CASES = {
     "streaming_diloco_99_short_warm_up": Case(
         "streaming_diloco", ("local.inner_steps=99", "local.warm_up=0.05")
     ),
+    "streaming_diloco_99_shortest_warm_up": Case(
+        "streaming_diloco", ("local.inner_steps=99", "local.warm_up=0.01")
+    ),
     # Controls: averages without an outer optimizer, an outer optimizer without peers, and plain
     # data parallelism that sends as little as `diloco` does, warm-up included, by larger batches.
     "post_local_sgd": Case("post_local_sgd"),
