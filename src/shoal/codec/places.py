@@ -61,8 +61,10 @@ def unpack_places(packed: Tensor, rows: int, many: int, elements: int) -> Tensor
         start, shift = end, shift + bits
     if high:
         marks = unpack(packed[start:], 1, rows * high).view(rows, high)
-        # Where damage changed the number of ones, a stable sort still finds `many` of something.
-        ones = marks.sort(dim=1, descending=True, stable=True).indices[:, :many]
+        if bool((marks.sum(1) == many).all()):
+            ones = marks.nonzero()[:, 1].view(rows, many)
+        else:  # damaged: some `many` of them
+            ones = marks.topk(many).indices.sort(1).values
         gaps |= (ones - counted) << low
     return (gaps + counted).clamp_(0, elements - 1)
 

@@ -50,8 +50,12 @@ class TopK:
 
     def for_results(self, workers: int) -> TopK:
         """As many values for each contributor: else what they chose apart would wait at the owner
-        while they, not seeing it, learn it again, and the model overshoots (`docs/log.md`)."""
-        return replace(self, top=min(self.top * workers, CHUNK))
+        while they, not seeing it, learn it again, and the model overshoots (`docs/log.md`).
+
+        Half of the elements at most, unless a contributor sends more: naming them takes a bit for
+        each of a chunk, as much as 2 bits for every value of the other half, and says it better.
+        """
+        return replace(self, top=max(self.top, min(self.top * workers, CHUNK // 2)))
 
     def init(self, spec: Spec) -> State:
         """Nothing to remember."""
@@ -139,11 +143,15 @@ def _largest(part: Tensor, top: int) -> tuple[Tensor, Tensor]:
     A group of elements can hold one of the `top` largest only if its maximum is among the
     `top` largest maxima. So most of a chunk is never sorted.
     """
+    import torch
+
     size = part.abs()
     chunks, elements = size.shape
     groups = elements // GROUP
+    if top >= elements:
+        return torch.arange(elements, device=part.device).expand(chunks, elements), part
     if elements % GROUP or groups <= 2 * top:
-        places = size.topk(min(top, elements), sorted=False).indices
+        places = size.topk(top, sorted=False).indices
     else:
         # Group g is the elements g, groups + g, 2 groups + g ...: maxima of contiguous runs.
         grouped = size.view(chunks, GROUP, groups)
