@@ -19,6 +19,8 @@ from typing import Any
 from convergence import BASE
 from measure import RESULTS, table
 
+from shoal.strategy.presets import named
+
 WARM_UP = 0.2
 """The share of presets that do not say another."""
 
@@ -53,16 +55,18 @@ def _of(curves: Sequence[Row], name: str, seed: int) -> Row:
 
 def _phases(steps: Sequence[Row], run: Row, link: str) -> tuple[float, float] | None:
     """Seconds of a step in the warm-up and of a local one, where both were measured."""
-    inner = int(run["settings"].get("local.inner_steps", 30))
+    if run["strategy"] == BASE:
+        return None
+    inner = int(
+        run["settings"].get("local.inner_steps", named(run["strategy"]).payload.inner_steps)
+    )
     found: dict[str, float] = {}
     for case in steps:
         if (case["strategy"], case["link"]) == (run["strategy"], link):
             for phase in case["phases"]:
                 if phase["of"] == "every step" or case["inner_steps"] == inner:
                     found[phase["of"]] = phase["seconds"]
-    if run["strategy"] == BASE or len(found) < 2:
-        return None
-    return found["every step"], found["local steps"]
+    return (found["every step"], found["local steps"]) if len(found) == 2 else None
 
 
 def _ratio(run: Row, base: Row, seconds: float, phases: tuple[float, float]) -> float:

@@ -29,9 +29,9 @@ def trajectory(name: str) -> dict[str, list[float]]:
     local = LocalConfig()
     if isinstance(named(name).payload, Delta):
         local = LocalConfig(inner_steps=6)
-    strategy = build_strategy(
-        name, local if name != "streaming_diloco" else replace(local, delay=1)
-    )
+        if named(name).payload.fragments > 1:
+            local = replace(local, delay=1)
+    strategy = build_strategy(name, local)
     if isinstance(strategy.owner, Servers):
         return served_trajectory(strategy)
     # Without a barrier only one worker does the same every time.

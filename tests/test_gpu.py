@@ -30,7 +30,8 @@ def trained(strategy: str) -> tuple[str, list[float]]:
     model = nn.Sequential(nn.Linear(16, 512), nn.Tanh(), nn.Linear(512, 16)).cuda()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     samples = list(torch.randn(64, 16))
-    local = LocalConfig(inner_steps=3) if strategy in ("diloco", "sparse_loco") else LocalConfig()
+    rounds = strategy in ("diloco", "sparse_loco")
+    local = LocalConfig(inner_steps=3, fragments=1, delay=0) if rounds else LocalConfig()
     losses = []
     with shoal.join(model, optimizer, strategy=build_strategy(strategy, local), clip=1.0) as worker:
         for batch in worker.batches(samples, global_batch=16, micro_batch=4, steps=12):

@@ -1,7 +1,7 @@
 """Local steps and codecs through a checkpoint: nothing is forgotten, whatever the size."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,16 +13,14 @@ from shoal.strategy.options import LocalConfig, build_strategy
 
 CASE = Case(optimizer="fused", net="wide", samples=64, steps=14)
 LOCAL = LocalConfig(inner_steps=4, warm_up=0.2)
+STREAMED = replace(LOCAL, fragments=2, delay=1)
 FORMS = {
     "ddp": ("ddp", LocalConfig()),
     "diloco": ("diloco", LOCAL),
     "diloco+int4": ("diloco+int4", LOCAL),
     "local_sgd+topk2": ("local_sgd+topk2", LocalConfig(inner_steps=4)),
-    "streaming_diloco": (
-        "streaming_diloco",
-        LocalConfig(inner_steps=4, fragments=2, delay=1, warm_up=0.1),
-    ),
-    "sparse_loco": ("sparse_loco", LOCAL),
+    "streaming_diloco": ("streaming_diloco", replace(STREAMED, warm_up=0.1)),
+    "sparse_loco": ("sparse_loco", STREAMED),
     "ddp+int8": ("ddp+int8", LocalConfig()),
     "ddp+powersgd": ("ddp+powersgd", LocalConfig()),
     "zero1+int8": ("zero1+int8", LocalConfig()),

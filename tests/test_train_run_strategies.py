@@ -7,11 +7,12 @@ import pytest
 from commands import Fault, launched, prepare, said, seats, the_run, weights
 
 LOCAL = ("--set", "local.inner_steps=2")
+STREAMED = ("--set", "local.inner_steps=4", "--set", "local.fragments=2",
+            "--set", "local.delay=1")  # fmt: skip
 STRATEGIES = {
     "diloco": LOCAL,
-    "streaming_diloco": ("--set", "local.inner_steps=4", "--set", "local.fragments=2",
-                         "--set", "local.delay=1"),
-    "sparse_loco": LOCAL,
+    "streaming_diloco": STREAMED,
+    "sparse_loco": STREAMED,
     "post_local_sgd+int4": LOCAL,
     "powersgd": (),
     "zero1+int8": (),
