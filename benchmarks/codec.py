@@ -22,6 +22,8 @@ from torch import Tensor
 
 from shoal.codec.base import Codec, Spec, State
 from shoal.codec.catalogue import CODECS, codec_named
+from shoal.codec.choice import codec_for
+from shoal.strategy.presets import named
 
 SPEC = Spec("unit", (512, 512))
 UNITS = 16
@@ -37,11 +39,12 @@ def main() -> None:
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     units = [torch.randn(SPEC.shape, generator=generator) for _ in range(UNITS)]
-    contestants = {name: _Contestant(codec_named(name)) for name in CODECS}
+    codecs = {**{name: codec_named(name) for name in CODECS}, "sparse_loco": _of_sparse_loco()}
+    contestants = {name: _Contestant(codec) for name, codec in codecs.items()}
     target = torch.empty_like(units[0])
     seconds: dict[str, dict[str, list[float]]] = {
         "copy": {"copy": []},
-        **{name: {"encode": [], "decode": []} for name in CODECS},
+        **{name: {"encode": [], "decode": []} for name in codecs},
     }
     for number in range(WARM_UP + (5 if args.quick else 30)):
         elapsed = [("copy", "copy", _timed(target.copy_, units))]
@@ -53,7 +56,7 @@ def main() -> None:
         for name, what, took in elapsed if number >= WARM_UP else []:
             seconds[name][what].append(took)
     copy = _speed(seconds["copy"]["copy"])
-    cases = [_case(name, contestants[name], seconds[name], units) for name in CODECS]
+    cases = [_case(name, contestants[name], seconds[name], units) for name in codecs]
     table(
         [
             "codec",
@@ -79,6 +82,13 @@ def main() -> None:
     )
     print(f"\na copy: {copy:,.0f} MB/s")
     write("codec", args, {"copy": copy, "goal": GOAL, "cases": cases, "seconds": seconds})
+
+
+def _of_sparse_loco() -> Codec:
+    """What that preset sends large parameters with, once in many steps: half of the values."""
+    codec = named("sparse_loco").codec
+    assert codec is not None
+    return codec_for(codec, SPEC)
 
 
 class _Contestant:
