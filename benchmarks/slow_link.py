@@ -57,7 +57,7 @@ SMALL = (
     Case("streaming_diloco", "5gbit", 75, 0.2), Case("streaming_diloco", "100mbit", 75, 0.2),
     # Slow ones.
     Case("ddp+bf16", "20mbit", 10), Case("ddp+bf16", "6mbit", 8), Case("ddp+bf16", "2mbit", 5),
-    Case("ddp+bf16", "1200kbit", 4), Case("sparse_loco", "1200kbit", 300, 0.1, inner_steps=135),
+    Case("ddp+bf16", "1200kbit", 4), Case("sparse_loco", "1200kbit", 150, 0.1, inner_steps=135),
     *(Case("streaming_diloco", link, 75, 0.2) for link in ("20mbit", "6mbit", "2mbit", "1200kbit")),
     *(Case("streaming_diloco", link, 198, 0.0, inner_steps=99)
       for link in ("6mbit", "2mbit", "1200kbit")),
