@@ -99,6 +99,13 @@ def test_topk_sends_the_largest_of_each_4096_and_nothing_else(chunk, top):
         assert torch.equal(sent[kept], passed(BF16(), here[kept]))
 
 
+@pytest.mark.parametrize(
+    ("top", "workers", "expected"), [(64, 1, 64), (64, 4, 256), (1024, 4, 2048), (3000, 4, 3000)]
+)
+def test_results_have_room_for_what_each_contributor_chose_up_to_half(top, workers, expected):
+    assert TopK(top=top, value_bits=2).for_results(workers) == TopK(top=expected, value_bits=2)
+
+
 def test_two_bits_lose_less_than_any_one_magnitude():
     for seed in range(5):
         chunk = chunk_of("normal", (4096,), seed)

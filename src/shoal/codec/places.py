@@ -3,10 +3,10 @@
 Of n elements m are named. Without the i smaller ones before it the i-th place is at most n - m,
 and never below the one before. Its low bits go as they are. Its high part goes in unary: over
 all places that is m ones and as many zeros as the high part grows. 64 places of 4096 take 8
-bits each, 256 take 5.9 and 1024 take 3.5 (no code needs less than 7.5, 5.4 and 3.2); all of
+bits each, 256 take 5.9 and 1024 take 3.5 (no code needs less than 7.4, 5.4 and 3.2); all of
 them take nothing. The length depends on m and n alone.
 
-Elias, JACM 1974, and Fano, 1971; taking out the smaller ones is the combinatorial number system.
+Elias, JACM 1974, and Fano, MIT Project MAC 1971.
 """
 
 from __future__ import annotations
