@@ -64,6 +64,7 @@ CASES = {
     ),
     "sparse_loco": Case("sparse_loco"),
     "sparse_loco_growing": Case("sparse_loco", ("local.inner_steps=90", "local.growth=0.01")),
+    "streaming_diloco_short_warm_up": Case("streaming_diloco", ("local.warm_up=0.05",)),
     "streaming_diloco_99": Case("streaming_diloco", ("local.inner_steps=99",)),
     "streaming_diloco_99_short_warm_up": Case(
         "streaming_diloco", ("local.inner_steps=99", "local.warm_up=0.05")
