@@ -159,7 +159,7 @@ def _choices(at: str) -> dict[str, tuple[int, list[str]] | str]:
 
 def test_leaves_grow_with_their_samples_and_the_longest_decide(chosen):
     leaves = chosen["leaves"]
-    assert 1.5 < leaves[8] / leaves[4] < 3  # twice; the kernel also takes pages back under load
+    assert 1.5 < leaves[8] / leaves[4] < 2.5
     kept, waiting = 3, 3  # tensors of each sample: for the backward pass, and read ahead
     assert leaves[8] > 8 * (kept + waiting) * 4 * 2**19
     assert chosen["untouched"]
