@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -24,6 +25,7 @@ def fork(function: Callable[[], None]) -> int:
         return child
     status = 1
     try:
+        faulthandler.register(signal.SIGUSR1, file=2)
         torch.set_num_threads(1)
         function()
         status = 0
@@ -41,6 +43,14 @@ def end(children: Sequence[int]) -> None:
             os.waitpid(child, 0)
 
 
+def tell(children: Sequence[int]) -> None:
+    """Have processes that `fork` started and that take too long print where they are."""
+    for child in children:
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGUSR1)
+    time.sleep(0.5)
+
+
 def work(functions: Sequence[Callable[[], Any]], timeout: float = 120) -> list[Any]:
     """What each function returns (JSON), each in a process of its own."""
     with tempfile.TemporaryDirectory() as name:
@@ -56,7 +66,9 @@ def work(functions: Sequence[Callable[[], Any]], timeout: float = 120) -> list[A
                 for child in children:
                     if child not in statuses and (ended := os.waitpid(child, os.WNOHANG))[0]:
                         statuses[child] = ended[1]
-                assert time.monotonic() < deadline, "the workers take too long"
+                if time.monotonic() >= deadline:
+                    tell([child for child in children if child not in statuses])
+                    raise AssertionError("the workers take too long")
                 time.sleep(0.01)
         finally:
             for child in children:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch._dynamo  # which every optimizer imports: once here, and not in every process
-from crew import Crew, end, fork, meet, work
+from crew import Crew, end, fork, meet, tell, work
 from training import Case, build, build_optimizer, data, loss_of
 
 import shoal
@@ -54,18 +54,33 @@ class Nowhere:
 
 @contextmanager
 def serving(
-    strategy: Strategy, *, servers: int = 1, patience: float = 5.0, bucket: int = layout.BUCKET
+    strategy: Strategy,
+    *,
+    servers: int = 1,
+    patience: float = 5.0,
+    bucket: int = layout.BUCKET,
+    kind: type[Server] = Server,
 ) -> Iterator[Run]:
-    """Servers of a run, in processes of their own, ended when the block is left."""
+    """Servers of a run, in processes of their own, ended when the block is left.
+
+    All but the first are of a `kind`.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run = Run(folder)
         for index in range(servers):
             run.children.append(
-                fork(lambda index=index: _serve(strategy, index, servers, folder, patience, bucket))
+                fork(
+                    functools.partial(
+                        _serve, strategy, index, servers, folder, patience, bucket, kind
+                    )
+                )
             )
         try:
             yield run
+        except AssertionError:
+            tell(run.children)
+            raise
         finally:
             end(run.children)
             run.keep()
@@ -223,7 +238,13 @@ class Run:
 
 
 def _serve(
-    strategy: Strategy, index: int, servers: int, folder: Path, patience: float, bucket: int
+    strategy: Strategy,
+    index: int,
+    servers: int,
+    folder: Path,
+    patience: float,
+    bucket: int,
+    kind: type[Server],
 ) -> None:
     layout.BUCKET = bucket
     ledger = Ledger()
@@ -243,8 +264,8 @@ def _serve(
     (folder / f".{index}").write_text(listener.address)
     os.replace(folder / f".{index}", folder / f"{index}.address")
     if index:
-        server = Server(listener, ledger, index=index, servers=servers, call=call,
-                        store=Nowhere(), journal=None, build=build)  # fmt: skip
+        server = kind(listener, ledger, index=index, servers=servers, call=call,
+                      store=Nowhere(), journal=None, build=build)  # fmt: skip
         server.register(_wait_for(folder / "0.address"))
         server.serve()
         return

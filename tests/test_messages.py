@@ -139,6 +139,17 @@ def test_nothing_is_none_after_the_timeout(ends):
         assert 0.2 <= time.monotonic() - start < 2
 
 
+def test_what_was_sent_was_sent_on_a_connection_that_is_counted(key):
+    """A caller that counts it only later would take it for another one, and say it all again."""
+    listener = listen(key)
+    for _ in range(20):
+        caller = call(listener.address, key)
+        caller.send(Ask("hello"))
+        assert caller.connections == 1
+        caller.close()
+    listener.close()
+
+
 def test_a_refusal_is_counted_at_the_server_and_raised_at_the_caller(ends):
     listener, caller, peer = ends
     listener.refuse(peer, "another model: 3 layers, not 4")

@@ -155,8 +155,8 @@ class Caller:
         deadline = time.monotonic() + self._timeout
         while True:
             self._look()
-            if self._socket.poll(0, zmq.POLLOUT):
-                break
+            if self._away is None and self._socket.poll(0, zmq.POLLOUT):
+                break  # the connection is there, and counted
             if time.monotonic() >= deadline and self._away is None:
                 raise ShoalError(
                     f"the server at {self.address} has taken nothing for {self._timeout:g} s; "

@@ -23,6 +23,7 @@ from shoal.strategy.serving.constants import Constants
 from shoal.strategy.serving.coordinator import Coordinator
 from shoal.strategy.serving.link import BEAT
 from shoal.strategy.serving.members import Membership
+from shoal.strategy.serving.opening import Opening
 from shoal.strategy.serving.outside import Committed
 from shoal.strategy.serving.saved import manifest_of
 from shoal.strategy.serving.server import LOOK, Journal, Server, Store, read_model
@@ -34,7 +35,7 @@ from shoal.wire.messages import Caller, Gone, Listener, Malformed, Received
 LINGER = 5.0
 """Seconds that a finished run waits for its workers to say goodbye."""
 
-_TOLD = p.Served | p.Arrived | p.Norms | p.Applied | p.Saved | p.Failed
+_TOLD = p.Opened | p.Served | p.Arrived | p.Norms | p.Applied | p.Saved | p.Failed
 """What servers answer to the coordinator."""
 
 NOTHING = p.Configured(text="", folder="")
@@ -73,15 +74,12 @@ class FirstServer(Server):
         self._idle = 0.0
         self._queue: deque[tuple[p.Header, Any]] = deque()
         self._others: dict[int, Caller] = {}
-        self._addresses = {0: listener.address}
+        self._opening = Opening(servers, listener.address)
         self._about, self._strategy = dict(about), strategy
         self._resume, self._configuration = resume, configuration
         self._model: p.Model | None = None
-        self._raw_model = b""
-        self._served: set[int] = set()
-        self._early: list[tuple[bytes, p.Hello, memoryview]] = []
-        """Workers that came before all servers were here."""
-        self._initialiser: Membership | None = None
+        self._early: dict[bytes, tuple[p.Hello, memoryview]] = {}
+        """By connection, workers that came before all servers could hear them."""
         self._constants = Constants([])
         self._files: list[dict[str, Any]] = []
         self._saved: dict[int, p.Saved] = {}
@@ -169,6 +167,7 @@ class FirstServer(Server):
             except ShoalError as error:  # of another server, which is gone
                 self.coordinator.give_up(str(error))
             if self.coordinator.over:
+                self._welcome_early()  # who waits is told that there is nothing to wait for
                 ended = ended or now
                 if not len(self.coordinator.members) or now - ended > LINGER:
                     for other in self._others.values():
@@ -180,7 +179,7 @@ class FirstServer(Server):
     def gone(self, peer: bytes) -> None:
         """A connection has ended, and the membership with it."""
         super().gone(peer)
-        self._early = [each for each in self._early if each[0] != peer]
+        self._early.pop(peer, None)
         member = self.coordinator.members.at(peer)
         if member is not None:
             self.coordinator.leave(member, "its connection has ended")
@@ -194,14 +193,14 @@ class FirstServer(Server):
             if other.connections > 1:
                 raise ShoalError(f"the connection to server {index} has ended, and what was "
                                  "under way is lost; start all servers again")  # fmt: skip
-        members, first = self.coordinator.members, self._initialiser
-        if first is not None and members.get(first.worker) is not first:
-            self._initialiser = None
-            if not self.coordinator.ready and self.shard is not None:  # it has left us without
-                self._served -= self.shard.owners
-                for member in members:
-                    self.tell(member.peer, p.Stale())
-                    self.coordinator.leave(member, None)
+        members, first = self.coordinator.members, self._opening.initialiser
+        if first is None or self.coordinator.ready or members.get(first.worker) is first:
+            return
+        assert self.shard is not None
+        self._opening.begin_anew(self.shard.owners)
+        for member in members:
+            self.tell(member.peer, p.Stale())
+            self.coordinator.leave(member, None)
 
     def _drain(self) -> None:
         while self._queue:
@@ -226,9 +225,8 @@ class FirstServer(Server):
         elif isinstance(header, p.Hello):
             self._welcome(got.peer, header, payload)
         elif isinstance(header, p.Member):
-            member = self.coordinator.members.hear(
-                header.worker, header.epoch, got.peer, self.coordinator.now
-            )
+            run = self.coordinator
+            member = run.members.hear(header.worker, header.epoch, got.peer, run.now)
             if member is None:
                 self.listener.refused["a membership that has ended"] += 1
                 self.tell(got.peer, p.Stale())
@@ -240,11 +238,9 @@ class FirstServer(Server):
             if header.index in self._others or not 0 < header.index < self.servers:
                 raise Malformed(f"the run has a server {header.index} already, or no such one")
             self._others[header.index] = self.call(header.address)
-            self._addresses[header.index] = header.address
-            if len(self._addresses) == self.servers:
-                early, self._early = self._early, []
-                for peer, hello, model in early:
-                    self._welcome(peer, hello, model)
+            self._opening.addresses[header.index] = header.address
+            if self._opening.registered:
+                self._welcome_early()
         else:
             self._hear(header, payload)
 
@@ -270,7 +266,7 @@ class FirstServer(Server):
                 self._constants.keep(header, got.payload)
             case p.Beat():
                 pass
-            case p.Initial() if member is not self._initialiser:
+            case p.Initial() if member is not self._opening.initialiser:
                 raise Malformed("the weights are another worker's to bring")
             case _:
                 super().handle(got)
@@ -279,12 +275,15 @@ class FirstServer(Server):
         """An answer of a server, this one too."""
         run = self.coordinator
         match header:
-            case p.Served():
+            case p.Opened():
                 if header.problem:
                     run.give_up(header.problem)
                     return
-                self._served.add(header.index)
-                if len(self._served) == self.servers and not run.ready:
+                self._opening.opened.add(header.index)
+                if self._opening.complete:
+                    self._welcome_early()
+            case p.Served():
+                if self._opening.served(header.index, header.epoch) and not run.ready:
                     run.ready = True
                     self._begin_journal()
                     run.advance()
@@ -309,9 +308,6 @@ class FirstServer(Server):
             model = read_model.decode(payload or b"")
         except msgspec.MsgspecError:
             raise Malformed("a model that cannot be read") from None
-        if len(self._addresses) < self.servers:
-            self._early.append((peer, hello, memoryview(bytes(payload or b""))))
-            return
         reason = admission.unlike(
             hello, model, strategy=self._strategy, about=self._about, run=self._model
         )
@@ -322,27 +318,32 @@ class FirstServer(Server):
         if self.coordinator.over:
             self.tell(peer, self.coordinator.end)
             return
+        if self._model is None and self._opening.registered:
+            self._open_run(model, bytes(payload or b""), hello.about)
+        if not self._opening.complete:
+            self._early[peer] = hello, memoryview(bytes(payload or b""))
+            return
         if (old := self.coordinator.members.at(peer)) is not None:
             self.coordinator.leave(old, "it has joined again")
         member = self.coordinator.members.join(peer, hello.rank, self.coordinator.now)
-        initialise = (
-            self._resume is None and not self.coordinator.ready and self._initialiser is None
-        )
+        initialise = not (self._resume or self.coordinator.ready or self._opening.initialiser)
         if initialise:
-            self._initialiser = member
-        if self._model is None:
-            self._open_run(model, bytes(payload or b""), hello.about)
+            self._opening.initialiser = member
         pool = self.coordinator.pool
         self.tell(peer, p.Welcome(
             worker=member.worker, epoch=member.epoch, initialise=initialise,
-            servers=[self._addresses[i] for i in range(self.servers)],
+            servers=[self._opening.addresses[i] for i in range(self.servers)],
             position=pool.position if pool else 0,
             beat=min(BEAT, self.coordinator.pace.floor / 4),
         ))  # fmt: skip
 
+    def _welcome_early(self) -> None:
+        early, self._early = self._early, {}
+        for peer, (hello, model) in early.items():
+            self._welcome(peer, hello, model)
+
     def _open_run(self, model: p.Model, raw: bytes, about: Mapping[str, str]) -> None:
-        self._model, self._raw_model = model, raw
-        self._about = {**about, **self._about}
+        self._model, self._about = model, {**about, **self._about}
         self._constants = Constants(model.constants)
         self.coordinator.clip = model.clip
         serve = p.Serve(servers=self.servers, resume=self._resume[0] if self._resume else None)

@@ -72,7 +72,8 @@ class Link:
                 break
             if got is not None and isinstance(got[0], p.Over):
                 why = f": {got[0].reason}" if got[0].reason else ""
-                raise ShoalError(f"the run is over{why}")
+                failed = RunFailed if got[0].failed else ShoalError
+                raise failed(f"the run is over{why}")
             if time.monotonic() > deadline:
                 raise ShoalError(f"the server at {self._address} does not let this worker in")
         self.worker, self.epoch, self._beat = welcome.worker, welcome.epoch, welcome.beat
@@ -81,8 +82,7 @@ class Link:
 
     def push(self, server: int, header: p.Header, payload: Tensor | memoryview) -> None:
         """Send bytes that must not change until `flush`."""
-        self._require_unbroken(server)
-        self._callers[server].send(header, payload)
+        self._send(server, header, payload)
         self._said = time.monotonic()
 
     def flush(self) -> None:
@@ -92,8 +92,7 @@ class Link:
 
     def tell(self, header: p.Header) -> None:
         """To the coordinator, without an answer."""
-        self._require_unbroken(0)
-        self._callers[0].send(header)
+        self._send(0, header)
         self._said = time.monotonic()
 
     def beat(self) -> None:
@@ -110,6 +109,7 @@ class Link:
             self._require_unbroken(0)
             if got is None:
                 self.beat()
+                self._require_heard()
             elif isinstance(got[0], p.Stale):
                 raise Lost
             elif isinstance(got[0], p.Go | p.Measure | p.Over):
@@ -118,8 +118,7 @@ class Link:
     def pull(self, server: int, header: p.Pull) -> Iterator[tuple[p.Header, memoryview | None]]:
         """What a server answers. Raises Lost, also where a server says nothing for long."""
         caller = self._callers[server]
-        self._require_unbroken(server)
-        caller.send(header)
+        self._send(server, header)
         deadline = time.monotonic() + self._timeout
         while True:
             with self._ledger.spend("waiting"):
@@ -138,13 +137,26 @@ class Link:
             if isinstance(got[0], p.Weights | p.State) and got[1] is None and _is_last(got[0]):
                 return
 
+    def _send(
+        self, server: int, header: p.Header, payload: Tensor | memoryview | None = None
+    ) -> None:
+        self._require_unbroken(server)
+        self._callers[server].send(header, payload)
+        self._require_unbroken(server)  # it may have waited for another connection
+
+    def _require_heard(self) -> None:
+        """Raises Lost where a server that is not waited for has not had what it was sent."""
+        for server, caller in enumerate(self._callers[1:], 1):
+            got = caller.receive(0.0)
+            if got is not None and isinstance(got[0], p.Stale):
+                raise Lost
+            self._require_unbroken(server)
+
     def _require_unbroken(self, server: int) -> None:
         """Raises Lost where a connection is another one than at first: what was said is lost."""
         now = self._callers[server].connections
-        if self._connections.setdefault(server, now) != now and now:
-            if self._connections[server]:
-                raise Lost
-            self._connections[server] = now
+        if now and self._connections.setdefault(server, now) != now:
+            raise Lost
 
     def close(self) -> None:
         """End the connections."""

@@ -284,12 +284,18 @@ class Serve(Header, frozen=True, kw_only=True):
     resume: str | None
 
 
-class Served(Header, frozen=True, kw_only=True):
-    """Ready, with the weights where the run is resumed; at this version."""
+class Opened(Header, frozen=True, kw_only=True):
+    """The shard is there: from here on workers may speak to this server."""
 
     index: int
-    version: int
     problem: str | None = None
+
+
+class Served(Header, frozen=True, kw_only=True):
+    """It has its weights: those of a checkpoint, or what the membership `epoch` has brought."""
+
+    index: int
+    epoch: int | None
 
 
 class Arrived(Header, frozen=True, kw_only=True):
@@ -387,7 +393,7 @@ class Quit(Header, frozen=True, kw_only=True):
 
 TO_SERVER = (
     Ask | Hello | Initial | Fixed | Begin | Part | Done | Beat | Pull | Pulled | Measured
-    | Leave | Stop | Register | Serve | Served | Arrived | Drop | Prepare | Norms | Apply | Applied
-    | Save | Saved | Failed | Quit
+    | Leave | Stop | Register | Serve | Opened | Served | Arrived | Drop | Prepare | Norms | Apply
+    | Applied | Save | Saved | Failed | Quit
 )  # fmt: skip
 TO_WORKER = Configured | Welcome | Go | Measure | Over | Stale | Weights | Change | State

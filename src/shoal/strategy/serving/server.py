@@ -78,8 +78,8 @@ class Server:
         self._quit = False
         self._first: Caller | None = None
         self._missing: set[int] = set()
-        self._bringer = b""
-        """The connection that brings the first weights."""
+        self._bringer = b"", 0
+        """The connection and the membership that bring the first weights."""
 
     def register(self, address: str) -> None:
         """Tell the first server at `address` that this one is there."""
@@ -134,21 +134,23 @@ class Server:
             if finite is not None:
                 self.answer(p.Arrived(index=self.index, lease=header.lease, finite=finite))
         elif isinstance(header, p.Initial):
-            self._bring(got.peer, self.shard, header.bucket, payload)
+            self._bring(got.peer, self.shard, header, payload)
             if not self._missing:
-                self.answer(p.Served(index=self.index, version=0))
+                self.answer(p.Served(index=self.index, epoch=header.epoch))
         elif isinstance(header, p.Pull):
             self.send_parameters(got.peer, header)
 
-    def _bring(self, peer: bytes, shard: Shard, bucket: int, payload: memoryview | None) -> None:
+    def _bring(
+        self, peer: bytes, shard: Shard, header: p.Initial, payload: memoryview | None
+    ) -> None:
         if shard.version:
             raise Malformed("the run has its weights already")
-        if peer != self._bringer:  # another worker begins anew where one has died
-            self._bringer, self._missing = peer, shard.wanted()
-        if bucket not in self._missing:
-            raise Malformed(f"bucket {bucket} of the weights is not one to bring")
-        shard.set_weights(bucket, payload)
-        self._missing.discard(bucket)
+        if (peer, header.epoch) != self._bringer:  # another begins anew where one has died
+            self._bringer, self._missing = (peer, header.epoch), shard.wanted()
+        if header.bucket not in self._missing:
+            raise Malformed(f"bucket {header.bucket} of the weights is not one to bring")
+        shard.set_weights(header.bucket, payload)
+        self._missing.discard(header.bucket)
 
     def obey(self, order: p.Header, payload: memoryview | None = None) -> None:
         """One order of the coordinator."""
@@ -185,9 +187,9 @@ class Server:
             problem = str(error)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:  # what a worker described
             problem = f"the model and its optimizer cannot be served: {error}"
-        if problem or not self._missing:
-            version = self.shard.version if self.shard else 0
-            self.answer(p.Served(index=self.index, version=version, problem=problem))
+        self.answer(p.Opened(index=self.index, problem=problem))
+        if not problem and not self._missing:
+            self.answer(p.Served(index=self.index, epoch=None))
 
     def save(self, order: p.Save) -> None:
         """Write this shard's files of a checkpoint."""
