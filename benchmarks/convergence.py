@@ -60,17 +60,20 @@ CASES = {
         "streaming_diloco", (*STREAMING_PAPERS, "local.inner_steps=99")
     ),
     "streaming_diloco_short_warm_up_papers": Case(
-        "streaming_diloco", (*STREAMING_PAPERS, "local.warm_up=0.05")
+        "streaming_diloco", (*STREAMING_PAPERS, "local.warm_up=0.05", "local.ramp=0")
     ),
     "sparse_loco": Case("sparse_loco"),
     "sparse_loco_growing": Case("sparse_loco", ("local.inner_steps=90", "local.growth=0.01")),
-    "streaming_diloco_short_warm_up": Case("streaming_diloco", ("local.warm_up=0.05",)),
-    "streaming_diloco_99": Case("streaming_diloco", ("local.inner_steps=99",)),
     "streaming_diloco_99_short_warm_up": Case(
-        "streaming_diloco", ("local.inner_steps=99", "local.warm_up=0.05")
+        "streaming_diloco", ("local.inner_steps=99", "local.warm_up=0.05", "local.ramp=0")
     ),
     "streaming_diloco_99_shortest_warm_up": Case(
-        "streaming_diloco", ("local.inner_steps=99", "local.warm_up=0.01")
+        "streaming_diloco", ("local.inner_steps=99", "local.warm_up=0.01", "local.ramp=0")
+    ),
+    # A short warm-up, and rounds that are shorter in the first fifth of the run.
+    "streaming_diloco_ramp": Case("streaming_diloco", ("local.warm_up=0.05",)),
+    "streaming_diloco_99_ramp": Case(
+        "streaming_diloco", ("local.inner_steps=99", "local.warm_up=0.05")
     ),
     # Controls: averages without an outer optimizer, an outer optimizer without peers, and plain
     # data parallelism that sends as little as `diloco` does, warm-up included, by larger batches.

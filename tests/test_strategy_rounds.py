@@ -192,14 +192,30 @@ def test_the_first_phase_is_ddp_to_the_bit_and_hands_over_everything():
 
 def test_rounds_grow_as_the_rate_decays():
     grown = Delta(inner_steps=4, growth=0.4)
-    assert [grown.length_at(rate) for rate in (0.4, 0.2, 0.1, 0.05)] == [4, 4, 16, 64]
-    assert Delta(inner_steps=4).length_at(1e-9) == 4
+    assert [grown.length_at(rate, 0.5) for rate in (0.4, 0.2, 0.1, 0.05)] == [4, 4, 16, 64]
+    assert Delta(inner_steps=4).length_at(1e-9, 0.5) == 4
     even = Delta(inner_steps=4, fragments=2, growth=0.5)
-    assert even.length_at(0.1) == 24 and even.length_at(0.0) == 4
+    assert even.length_at(0.1, 0.5) == 24 and even.length_at(0.0, 0.5) == 4
     case = Case(samples=64, steps=20)  # SGD at 0.1
     found = trained(2, Local(strategy=delta(inner_steps=2, growth=0.23), case=case))
     agreed = [number for number, loss in enumerate(found[0]["agreed"], 1) if loss is not None]
     assert agreed == [2, 7, 12, 17, 20]
+
+
+def test_rounds_are_short_while_most_is_learnt():
+    ramped = Delta(inner_steps=30, fragments=3, delay=2, ramp=0.2)
+    found = [ramped.length_at(0.1, done) for done in (0.0, 0.05, 0.1, 0.15, 0.199, 0.2, 0.9)]
+    assert found == [9, 9, 15, 21, 27, 30, 30]
+    assert Delta(inner_steps=4, ramp=0.5, growth=0.4).length_at(0.1, 0.5) == 16
+    # From step 8 of 32 on rounds are whole; the first of them takes what does not divide.
+    case = Case(samples=64, steps=32)
+    found = trained(2, Local(strategy=delta(inner_steps=5, ramp=0.25), case=case))
+    agreed = [number for number, loss in enumerate(found[0]["agreed"], 1) if loss is not None]
+    assert agreed == [1, 2, 3, 4, 6, 9, 17, 22, 27, 32]
+    # In a run that ends before they are whole the last is longer instead.
+    found = trained(2, Local(strategy=delta(inner_steps=9, ramp=1.0), case=replace(case, steps=10)))
+    agreed = [number for number, loss in enumerate(found[0]["agreed"], 1) if loss is not None]
+    assert agreed == [1, 2, 3, 5, 10]
 
 
 # --- bytes ---

@@ -53,7 +53,7 @@ MOMENTUM = (*SGD, "optimizer.momentum=0.5")
 WSD = ("schedule.name=wsd",)
 JSONL = ("data.source=two.jsonl",)
 TWO_HEADS = ("model.heads=2",)
-LOCAL = ("strategy=diloco", "local.warm_up=0", "local.inner_steps=2")
+LOCAL = ("strategy=diloco", "local.warm_up=0", "local.inner_steps=2", "local.ramp=0")
 ONE = ("strategy=diloco", "local.warm_up=0", "local.inner_steps=1")
 WARM = ("strategy=diloco", "local.inner_steps=2", "local.warm_up=0.5")
 HOGWILD = ("strategy=hogwild",)
@@ -129,6 +129,7 @@ KNOBS: dict[str, tuple[tuple[str, ...], Any, Any]] = {
     "local.mix": (LOCAL, 0.5, changes("weights")),
     "local.outer_lr": (LOCAL, 0.3, changes("weights")),
     "local.outer_momentum": (LOCAL, 0.1, changes("weights")),
+    "local.ramp": (LOCAL, 1.0, changes("weights")),
     "local.growth": (ONE, 1.0, changes("weights")),
     "local.warm_up": (LOCAL, 0.5, changes("weights")),
     "local.warm_up_with": (WARM, "ddp", changes("weights")),

@@ -38,8 +38,8 @@ def bytes_sent_a_step(
 ) -> int:
     """Partial sums to their owners, and the own piece to all peers; the codec says how large.
 
-    Of local steps, the share of a round's bytes that falls on one of them. Counts and norms,
-    and a first phase, are left out. Of runs on servers, see `serving.py`.
+    Of local steps, the share of a whole round's bytes that falls on one of them. Counts and norms,
+    a first phase and shorter rounds are left out. Of runs on servers, see `serving.py`.
     """
     if isinstance(strategy.owner, SharedMemory):  # all write one copy in place
         return 0

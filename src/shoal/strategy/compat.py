@@ -91,10 +91,10 @@ RULES = (
     ),
     Rule(
         clash=lambda s: isinstance(s.owner, Servers) and isinstance(s.payload, Delta)
-        and (s.payload.fragments > 1 or s.payload.growth is not None),
+        and (s.payload.fragments > 1 or s.payload.ramp > 0 or s.payload.growth is not None),
         parts="owner Servers and payload Delta in fragments, or with rounds that grow",
         reason="a lease of local steps is as long as its worker is fast, and comes whole",
-        instead="fragments 1 and no growth",
+        instead="fragments 1, and neither ramp nor growth",
     ),
     Rule(
         clash=lambda s: isinstance(s.owner, Servers) and s.first is not None

@@ -29,6 +29,8 @@ class LocalConfig:
     """Rate of the outer step; 1 without momentum is an average."""
     outer_momentum: float | None = None
     """Momentum of the outer step (Nesterov's)."""
+    ramp: float | None = None
+    """Share of the run before which rounds are shorter, in proportion to the steps taken."""
     growth: float | None = None
     """Rounds grow as the rate decays: max(inner_steps, (growth / rate)^2). none: they do not."""
     warm_up: float | None = None
@@ -95,6 +97,7 @@ def resolve_local(name: str, local: LocalConfig) -> LocalConfig:
         mix=delta.mix,
         outer_lr=delta.outer.lr,
         outer_momentum=delta.outer.momentum,
+        ramp=delta.ramp,
         growth=delta.growth,
         warm_up=begin[0],
         warm_up_with=begin[1],

@@ -41,6 +41,9 @@ class Delta:
     """tau: steps between sending a fragment and applying what was agreed."""
     mix: float = 0.0
     """alpha: share of a worker's own parameters that it keeps when it applies."""
+    ramp: float = 0.0
+    """Rounds that begin before this share of the run are shorter in proportion to the steps taken:
+    workers agree most often while most is learnt."""
     growth: float | None = None
     """Rounds grow as the inner rate decays: H = max(inner_steps, (growth / rate)^2), the
     quadratic rule of Gu et al., ICLR 2024."""
@@ -60,9 +63,17 @@ class Delta:
             )
         if not 0 <= self.mix <= 1:
             raise ShoalError(f"mix is {self.mix}, but must lie between 0 and 1")
+        if not 0 <= self.ramp <= 1:
+            raise ShoalError(f"ramp is {self.ramp}, but must lie between 0 and 1")
 
-    def length_at(self, rate: float) -> int:
-        """H of a round that begins at an inner learning rate: a multiple of `fragments`."""
+    def length_at(self, rate: float, done: float) -> int:
+        """H of a round that begins at an inner learning rate and after a share of the run.
+
+        A multiple of `fragments`, and long enough for the delay.
+        """
+        if done < self.ramp:
+            wanted = int(self.inner_steps * done / self.ramp)
+            return max(self.fragments * (self.delay + 1), wanted - wanted % self.fragments)
         if self.growth is None or rate <= 0:
             return self.inner_steps
         wanted = max(self.inner_steps, int(min((self.growth / rate) ** 2, 1e6)))

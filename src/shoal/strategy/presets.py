@@ -40,6 +40,9 @@ WARM_UP = 0.2
 that communicate little, and at full width they would take most of the time on a slow link:
 see `docs/log.md`."""
 
+RAMP = 0.2
+"""Share of a run before which rounds are shorter. It has an effect where the warm-up is made
+shorter than that: one of 5 % left no larger gap then, at a third of the bytes."""
 
 TOGETHER = 0.4
 """Share of a run on servers that begins with `sync_ps`. It costs little speed, because leases
@@ -100,12 +103,13 @@ def local_sgd(inner_steps: int = 30) -> Strategy:
 
 def post_local_sgd(inner_steps: int = 30, warm_up: float = WARM_UP) -> Strategy:
     """`ddp` in 4 bits first, then local steps and averages (Lin et al., ICLR 2020)."""
-    return replace(local_sgd(inner_steps), name="post_local_sgd", first=_warm_up(warm_up))
+    average = Delta(inner_steps=inner_steps, ramp=RAMP)
+    return replace(local_sgd(), name="post_local_sgd", payload=average, first=_warm_up(warm_up))
 
 
 def diloco(inner_steps: int = 30, warm_up: float = WARM_UP) -> Strategy:
     """Local steps, then an outer Nesterov step (Douillard et al., 2023)."""
-    return Strategy(name="diloco", payload=Delta(inner_steps=inner_steps, outer=BRISK),
+    return Strategy(name="diloco", payload=Delta(inner_steps=inner_steps, outer=BRISK, ramp=RAMP),
                     owner=Workers(), timing=EveryStep(), update="owner",
                     first=_warm_up(warm_up))  # fmt: skip
 
@@ -114,7 +118,7 @@ def streaming_diloco(inner_steps: int = 30, fragments: int = 3, delay: int = 2, 
                      warm_up: float = WARM_UP) -> Strategy:  # fmt: skip
     """DiLoCo a fragment at a time, in 4 bits, while training goes on (Douillard et al., 2025)."""
     delta = Delta(inner_steps=inner_steps, outer=BRISK, fragments=fragments, delay=delay,
-                  mix=mix)  # fmt: skip
+                  mix=mix, ramp=RAMP)  # fmt: skip
     return Strategy(name="streaming_diloco", payload=delta, owner=Workers(), timing=EveryStep(),
                     codec=E3M0(), update="owner", first=_warm_up(warm_up))  # fmt: skip
 
@@ -128,7 +132,8 @@ def sparse_loco(inner_steps: int = 135, top: int = 2048, fragments: int = 3, del
     Norms and biases are a thousandth of the bytes, and cross whole in bf16.
     """
     largest = BySize(limit=4096, small=BF16(), large=TopK(top=top, value_bits=2, feedback=0.95))
-    delta = Delta(inner_steps=inner_steps, outer=BRISK, fragments=fragments, delay=delay)
+    delta = Delta(inner_steps=inner_steps, outer=BRISK, fragments=fragments, delay=delay,
+                  ramp=RAMP)  # fmt: skip
     return Strategy(name="sparse_loco", payload=delta, owner=Workers(), timing=EveryStep(),
                     codec=largest, update="everyone", first=_warm_up(warm_up))  # fmt: skip
 

@@ -46,6 +46,15 @@ class Agreement(NamedTuple):
     """A worker, and what was done about it."""
 
 
+class Ahead(NamedTuple):
+    """Where a run is."""
+
+    steps: int
+    """Still to be taken."""
+    done: float
+    """Share of the run's samples."""
+
+
 @dataclass(frozen=True)
 class _Flight:
     """A fragment under way."""
@@ -93,23 +102,27 @@ class Rounds:
         self.flight: _Flight | None = None
         self._outgoing = torch.zeros_like(local)
 
-    def plan(self, steps: int) -> None:
-        """Fit the rounds to the local steps of the run: the first is longer, the last whole.
+    def plan(self, rate: float, ahead: Ahead) -> None:
+        """Begin a round: the first of full length is longer, so that the last is a whole one.
 
         An outer step with momentum after a short last round would move the model on by what
         older rounds said, with nothing new to correct it.
         """
-        whole = self.delta.inner_steps
-        self.length = steps if steps < 2 * whole else whole + steps % whole
+        wanted, whole = self.delta.length_at(rate, ahead.done), self.delta.inner_steps
+        self.round_start, self.length = self.steps, wanted
+        if wanted <= whole and 0 < ahead.steps < 2 * wanted:
+            self.length = ahead.steps
+        elif wanted == whole:
+            self.length += ahead.steps % whole
 
     def after_step(
-        self, total: float, count: int, *, rate: float, last: bool, stop: bool
+        self, total: float, count: int, *, rate: float, ahead: Ahead, stop: bool
     ) -> Agreement:
         """Go on after a local step of `count` targets and loss sum `total`.
 
-        `rate` is the inner learning rate, `last` says that the run ends here, `stop` that this
-        worker wants it to.
+        `rate` is the inner learning rate, `stop` says that this worker wants the run to end here.
         """
+        last = ahead.steps == 0
         self.steps += 1
         self.weights = [weight + count for weight in self.weights]
         self.since = [self.since[0] + total, self.since[1] + count]
@@ -120,7 +133,7 @@ class Rounds:
                 if last or self.delta.delay == 0:
                     heard.append(self._land(mix=0.0 if last else self.delta.mix))
         if self.steps == self.round_start + self.length:
-            self.round_start, self.length = self.steps, self.delta.length_at(rate)
+            self.plan(rate, ahead)
         return _agreement(heard)
 
     def spoil(self) -> None:

@@ -30,7 +30,7 @@ from shoal.strategy.admission import refuse_running_statistics, require_equal_co
 from shoal.strategy.parts import Gradient, Strategy
 from shoal.strategy.phases import Stage, enter, phases_of, switches
 from shoal.strategy.random_states import seed_everything
-from shoal.strategy.rounds import Agreement, Rounds
+from shoal.strategy.rounds import Agreement, Ahead, Rounds
 from shoal.strategy.schedule import Leaf, Plan, end_of
 from shoal.strategy.shards import narrow, whole
 from shoal.strategy.step import Step
@@ -75,7 +75,7 @@ class Worker:
         self._phases = phases_of(strategy)
         self.phases = len(self._phases)
         self._switches = [0] * self.phases
-        self._end = 0
+        self._end, self._global_batch = 0, 1
         self.phase = -1
         """Which of the strategy's phases this is."""
         self.enter(0)
@@ -170,7 +170,7 @@ class Worker:
             parts=self.parts,
         )
         plan.require_leaves_for(self.size)
-        self._end = plan.end
+        self._end, self._global_batch = plan.end, global_batch
         self._switches = switches(self._phases, plan.end, global_batch)
         collate = collate or torch.utils.data.default_collate
         mine = plan.leaves(self.position, rank=self.rank, size=self.size)
@@ -191,8 +191,7 @@ class Worker:
         if leaf.opens_step:
             self.enter(sum(start <= self.position for start in self._switches[1:]))
             if self.rounds is not None and self.rounds.steps == 0:
-                samples = leaf.step_stop - self.position
-                self.rounds.plan(math.ceil((self._end - self.position) / samples))
+                self.rounds.plan(math.inf, self._ahead(self.position))  # whose rate may still rise
             mine = share(leaf.leaves, self.size, self.rank)
             alone = self.rounds is not None
             self._stage.exchange.begin(mine.stop - mine.start if alone else leaf.leaves)
@@ -231,7 +230,7 @@ class Worker:
         if self.rounds is None:
             reduced, seen, agreement = self._finish(self._stop), 1.0, Agreement()
         else:
-            reduced, agreement = self._local_step(self.rounds, last=leaf.step_stop >= self._end)
+            reduced, agreement = self._local_step(self.rounds, self._ahead(leaf.step_stop))
             mine = share(leaf.leaves, self.size, self.rank)
             seen = (mine.stop - mine.start) / leaf.leaves
         self.position, self._leaf = leaf.step_stop, None
@@ -262,7 +261,7 @@ class Worker:
         self._update()
         return reduced
 
-    def _local_step(self, rounds: Rounds, *, last: bool) -> tuple[Reduced, Agreement]:
+    def _local_step(self, rounds: Rounds, ahead: Ahead) -> tuple[Reduced, Agreement]:
         """Step alone, if there is something to learn from, and agree where it is time to."""
         reduced = Reduced(total=0.0, count=0, norm=0.0, stop=False)
         if self._targets and not self._spoilt:
@@ -273,8 +272,12 @@ class Worker:
         rate = float(self.optimizer.param_groups[0]["lr"])
         with self.ledger.spend("exchanging"):
             return reduced, rounds.after_step(
-                reduced.total, reduced.count, rate=rate, last=last, stop=self._stop
+                reduced.total, reduced.count, rate=rate, ahead=ahead, stop=self._stop
             )
+
+    def _ahead(self, position: int) -> Ahead:
+        left = self._end - position
+        return Ahead(steps=math.ceil(left / self._global_batch), done=position / self._end)
 
     def _spoil(self, error: NonFiniteGradient) -> None:
         """Begin again from what was last agreed on, without what led away from it.
