@@ -19,12 +19,17 @@ os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # read when a process group s
 RESULTS = Path(__file__).parent / "results"
 
 
-def arguments(description: str | None) -> argparse.Namespace:
-    """`--quick` is for a look in under a minute; its figures are not written to `results`."""
+def arguments(description: str | None, parts: Sequence[str] = ()) -> argparse.Namespace:
+    """`--quick` is for a look in under a minute; its figures are not written to `results`.
+
+    `--only` measures some of the `parts` that a benchmark has.
+    """
     assert description is not None
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer rounds, under a minute")
     parser.add_argument("--out", type=Path, help="where the JSON file goes")
+    if parts:
+        parser.add_argument("--only", action="append", choices=parts, help="one of its parts")
     return parser.parse_args()
 
 

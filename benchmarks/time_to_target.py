@@ -13,18 +13,39 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 from convergence import BASE
 from measure import RESULTS, table
 
+from shoal.strategy.parts import Delta
 from shoal.strategy.presets import named
 
 WARM_UP = 0.2
 """The share of presets that do not say another."""
 
 Row = dict[str, Any]
+
+
+class Phases(NamedTuple):
+    """What steps take over a link."""
+
+    before: float
+    local: dict[int, float]
+    """By the steps of a round."""
+
+    def local_step(self, steps: int) -> float:
+        """A round takes what its steps compute and what is sent once: linear in 1 / H."""
+        if steps in self.local:
+            return self.local[steps]
+        shorter, longer = (
+            max(h for h in self.local if h < steps),
+            min(h for h in self.local if h > steps),
+        )
+        part = (1 / steps - 1 / longer) / (1 / shorter - 1 / longer)
+        return self.local[longer] + part * (self.local[shorter] - self.local[longer])
 
 
 def main() -> None:
@@ -53,27 +74,44 @@ def _of(curves: Sequence[Row], name: str, seed: int) -> Row:
     return next(run for run in curves if (run["case"], run["seed"]) == (name, seed))
 
 
-def _phases(steps: Sequence[Row], run: Row, link: str) -> tuple[float, float] | None:
-    """Seconds of a step in the warm-up and of a local one, where both were measured."""
+def _phases(steps: Sequence[Row], run: Row, link: str) -> Phases | None:
+    """The seconds of a step in the warm-up, and of a local one by H, where they were measured."""
     if run["strategy"] == BASE:
         return None
-    inner = int(
-        run["settings"].get("local.inner_steps", named(run["strategy"]).payload.inner_steps)
-    )
-    found: dict[str, float] = {}
+    before, local = None, {}
     for case in steps:
         if (case["strategy"], case["link"]) == (run["strategy"], link):
             for phase in case["phases"]:
-                if phase["of"] == "every step" or case["inner_steps"] == inner:
-                    found[phase["of"]] = phase["seconds"]
-    return (found["every step"], found["local steps"]) if len(found) == 2 else None
+                if phase["of"] == "every step":
+                    before = phase["seconds"]
+                else:
+                    local[case["inner_steps"]] = phase["seconds"]
+    lengths = _rounds(run).values()
+    if before is None or max(lengths) not in local or min(lengths) < min(local):
+        return None
+    return Phases(before, local)
 
 
-def _ratio(run: Row, base: Row, seconds: float, phases: tuple[float, float]) -> float:
-    share = float(run["settings"].get("local.warm_up", WARM_UP))
-    first = math.ceil(run["steps"] * share)
-    ours = first * phases[0] + (run["steps"] - first) * phases[1]
+def _ratio(run: Row, base: Row, seconds: float, phases: Phases) -> float:
+    rounds = _rounds(run)
+    ours = min(rounds) * phases.before
+    for (start, length), end in zip(rounds.items(), [*rounds, run["steps"]][1:], strict=True):
+        ours += (end - start) * phases.local_step(length)
     return _reached(base["held_out"], run["held_out"][-1][1]) * seconds / ours
+
+
+def _rounds(run: Row) -> dict[int, int]:
+    """By the step at which a round begins, its H."""
+    settings = {key.removeprefix("local."): float(value) for key, value in run["settings"].items()}
+    delta = named(run["strategy"]).payload
+    assert isinstance(delta, Delta)
+    delta = replace(delta, ramp=settings.get("ramp", delta.ramp),
+                    inner_steps=int(settings.get("inner_steps", delta.inner_steps)))  # fmt: skip
+    step, found = math.ceil(run["steps"] * settings.get("warm_up", WARM_UP)), {}
+    while step < run["steps"]:
+        found[step] = delta.length_at(math.inf, step / run["steps"])
+        step += found[step]
+    return found
 
 
 def _reached(curve: Sequence[tuple[int, float]], target: float) -> float:
