@@ -73,7 +73,7 @@ CASES = {
     # A short warm-up, and rounds that are shorter in the first fifth of the run.
     "streaming_diloco_ramp": Case("streaming_diloco", ("local.warm_up=0.05",)),
     "streaming_diloco_99_ramp": Case(
-        "streaming_diloco", ("local.inner_steps=99", "local.warm_up=0.05")
+        "streaming_diloco", ("local.inner_steps=99", "local.warm_up=0.02")
     ),
     # Controls: averages without an outer optimizer, an outer optimizer without peers, and plain
     # data parallelism that sends as little as `diloco` does, warm-up included, by larger batches.
