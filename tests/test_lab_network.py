@@ -141,6 +141,23 @@ def test_a_quota_limits_the_cpu_time_of_all_processes_of_a_host():
         assert 0.05 <= float(output) <= 0.65, outcome.outputs
 
 
+def test_a_host_that_has_waited_computes_no_faster_than_its_quota():
+    require_lab(cpu=0.25)
+    burn = (
+        "import statistics, time\n"
+        "def slowness():\n"
+        "    time.sleep(0.15)\n"
+        "    began, end = time.monotonic(), time.process_time() + 0.02\n"
+        "    while time.process_time() < end: pass\n"
+        "    return (time.monotonic() - began) / 0.02\n"
+        "print(statistics.median(slowness() for _ in range(15)))\n"
+    )
+    with Lab(hosts=1, cpu=0.25) as lab:
+        outcome = lab.run([PYTHON, "-c", burn], capture=True, timeout=60)
+    # A quarter of a core is four times slower, less one period's quota that it may have ready.
+    assert float(outcome.outputs[0]) > 2, outcome.outputs
+
+
 def test_hosts_share_neither_names_nor_processes_nor_memory_and_see_no_other_network():
     require_lab()
     look = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -10,9 +11,16 @@ from pathlib import Path
 
 from shoal.errors import ShoalError
 
-_PERIOD = 100_000  # microseconds
+_PERIOD = 20_000
+"""Microseconds. A host that has waited may use a whole period's quota at the machine's full speed:
+with the kernel's usual 100 ms that is most of a small model's step, and hosts that wait for
+their link would compute faster than hosts that do not."""
+
+_SMALLEST = 1_000
+"""Microseconds of quota in a period that the kernel takes."""
+
 LEAST = 0.01
-"""Of a core: the kernel's smallest quota is a millisecond in a period."""
+"""Of a core; with less than that nothing starts in any time a person waits."""
 
 
 class Quotas:
@@ -31,7 +39,7 @@ class Quotas:
                 group = self._folder / f"host{host}"
                 group.mkdir()
                 self.groups.append(group)
-                _limit(group, round(cores * _PERIOD))
+                _limit(group, cores)
         except OSError as error:
             self.close()
             raise _refused(f"{error.filename}: {error.strerror}") from None
@@ -101,12 +109,14 @@ def _own_and_above(root: Path, controller: str) -> Iterator[Path]:
                     yield folder
 
 
-def _limit(group: Path, microseconds: int) -> None:
+def _limit(group: Path, cores: float) -> None:
+    period = max(_PERIOD, math.ceil(_SMALLEST / cores))
+    quota = round(cores * period)
     if (group / "cpu.max").exists():
-        (group / "cpu.max").write_text(f"{microseconds} {_PERIOD}")
+        (group / "cpu.max").write_text(f"{quota} {period}")
     else:
-        (group / "cpu.cfs_period_us").write_text(str(_PERIOD))
-        (group / "cpu.cfs_quota_us").write_text(str(microseconds))
+        (group / "cpu.cfs_period_us").write_text(str(period))
+        (group / "cpu.cfs_quota_us").write_text(str(quota))
 
 
 def _refused(reason: str) -> ShoalError:
