@@ -63,7 +63,11 @@ CASES = {
         "streaming_diloco", (*STREAMING_PAPERS, "local.warm_up=0.05", "local.ramp=0")
     ),
     "sparse_loco": Case("sparse_loco"),
-    "sparse_loco_growing": Case("sparse_loco", ("local.inner_steps=90", "local.growth=0.01")),
+    "sparse_loco_not_annealed": Case("sparse_loco", ("local.outer_annealed=false",)),
+    "sparse_loco_growing": Case(
+        "sparse_loco",
+        ("local.inner_steps=90", "local.growth=0.01", "local.outer_annealed=false"),
+    ),
     "streaming_diloco_99_short_warm_up": Case(
         "streaming_diloco", ("local.inner_steps=99", "local.warm_up=0.05", "local.ramp=0")
     ),
@@ -73,7 +77,8 @@ CASES = {
     # A short warm-up, and rounds that are shorter in the first fifth of the run.
     "streaming_diloco_ramp": Case("streaming_diloco", ("local.warm_up=0.05",)),
     "streaming_diloco_99_ramp": Case(
-        "streaming_diloco", ("local.inner_steps=99", "local.warm_up=0.02")
+        "streaming_diloco",
+        ("local.inner_steps=99", "local.warm_up=0.02", "local.outer_annealed=true"),
     ),
     # Controls: averages without an outer optimizer, an outer optimizer without peers, and plain
     # data parallelism that sends as little as `diloco` does, warm-up included, by larger batches.

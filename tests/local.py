@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from processes import run
 from torch import nn
-from training import Case, build, build_optimizer, data, flat, loss_of
+from training import Case, build, build_optimizer, data, fade, flat, loss_of
 
 import shoal
 from shoal.strategy.parts import Strategy
@@ -49,6 +49,7 @@ def train(local: Local) -> dict[str, Any]:
             step = worker.step()
             if step is None:
                 continue
+            fade(case, optimizer)
             if now == local.flip:
                 worker.rounds.replica[0] += 1
             found["steps"].append((step.number, step.position, step.loss, step.count))
@@ -107,6 +108,7 @@ def in_one_process(
             )
             (total / count).backward()
             optimizer.step()
+            fade(case, optimizer)
             counts.append(count)
         steps(number + 1, models, counts)
     return models

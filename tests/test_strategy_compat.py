@@ -21,6 +21,7 @@ from shoal.strategy.parts import (
     EveryStep,
     FreeRunning,
     Gradient,
+    Outer,
     Phase,
     Servers,
     SharedMemory,
@@ -164,7 +165,10 @@ def test_every_preset_runs(name):
 
 def test_every_rule_of_the_table_is_the_reason_of_some_combination():
     buffered = replace(shoal.async_diloco(), timing=FreeRunning(buffer=1))
-    refused = [strategy for strategy in [*TABLE, buffered] if refusal(strategy) is not None]
+    delta = Delta(inner_steps=4, outer=Outer(momentum=0.9, annealed=True))
+    annealed = replace(shoal.async_diloco(), payload=delta)
+    every = [*TABLE, buffered, annealed]
+    refused = [strategy for strategy in every if refusal(strategy) is not None]
     used = [next(rule for rule in RULES if rule.clash(s)) for s in refused]
     assert [rule.reason for rule in RULES if rule not in used] == []
 

@@ -54,11 +54,22 @@ def test_averages_of_one_worker_are_the_plain_loop():
 
 @pytest.mark.parametrize("update", ["owner", "everyone"])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_diloco_is_the_papers_formula(workers, update):
-    """v = 0.9 v + mean; theta -= 0.7 (mean + 0.9 v), with means weighted by targets."""
+@pytest.mark.parametrize("annealed", [False, True])
+def test_diloco_is_the_papers_formula(annealed, workers, update):
+    """v = 0.9 v + mean; theta -= 0.7 (mean + 0.9 v), with means weighted by targets.
+
+    Annealed, v fades by the rates of the steps of a round, which all fade by 0.8.
+    """
     case = Case(
-        net="tokens", optimizer="fused", samples=64, global_batch=12, micro_batch=2, steps=8
+        net="tokens",
+        optimizer="fused",
+        samples=64,
+        global_batch=12,
+        micro_batch=2,
+        steps=12,
+        fade=0.8,
     )
+    momentum = 0.9 * 0.8**4 if annealed else 0.9
     state: dict[str, list] = {}
 
     def outer(number, models, counts):
@@ -75,7 +86,7 @@ def test_diloco_is_the_papers_formula(workers, update):
                     (w / total) * (old - list(m.parameters())[index])
                     for w, m in zip(state["weights"], models, strict=True)
                 )
-                state["v"][index] = 0.9 * state["v"][index] + mean
+                state["v"][index] = momentum * state["v"][index] + mean
                 new = old - 0.7 * (mean + 0.9 * state["v"][index])
                 state["replica"][index] = new
                 for model in models:
@@ -88,7 +99,8 @@ def test_diloco_is_the_papers_formula(workers, update):
     state["replica"] = [p.detach().clone() for p in start.parameters()]
     state["v"] = [torch.zeros_like(p) for p in start.parameters()]
     models = in_one_process(case, workers, outer)
-    strategy = delta(update=update, inner_steps=4, outer=Outer(lr=0.7, momentum=0.9, nesterov=True))
+    outer_step = Outer(lr=0.7, momentum=0.9, nesterov=True, annealed=annealed)
+    strategy = delta(update=update, inner_steps=4, outer=outer_step)
     found = trained(workers, Local(strategy=strategy, case=case))
     assert difference(same("weights", found), flat(models[0].parameters())) <= 1e-5
 
@@ -101,6 +113,16 @@ def test_both_places_of_the_outer_step_give_the_same():
         for update in ("owner", "everyone")
     )
     assert difference(owner, everyone) <= 1e-6
+
+
+def test_an_annealed_outer_step_after_every_step_of_sgd_is_torchs_sgd_with_momentum():
+    """Whose velocity is in units of gradients, so that it is paid out at the rate of the day."""
+    case = Case(optimizer="gentle", samples=64, steps=8, fade=0.7)
+    theirs = plainly(replace(case, optimizer="nesterov"))["weights"]
+    for annealed in (True, False):
+        outer = Outer(momentum=0.9, nesterov=True, annealed=annealed)
+        found = trained(2, Local(strategy=delta(inner_steps=1, outer=outer), case=case))
+        assert (difference(same("weights", found), theirs) <= 1e-6) == annealed
 
 
 # --- what the workers share ---
@@ -276,5 +298,7 @@ def test_parts_that_cannot_be_are_refused():
         Delta(inner_steps=10, fragments=2, delay=5)
     with pytest.raises(ShoalError, match="mix is 2"):
         Delta(inner_steps=10, mix=2.0)
+    with pytest.raises(ShoalError, match="needs momentum"):
+        Outer(annealed=True)
     with pytest.raises(ShoalError, match="at least 1"):
         Delta(inner_steps=0)

@@ -129,6 +129,7 @@ KNOBS: dict[str, tuple[tuple[str, ...], Any, Any]] = {
     "local.mix": (LOCAL, 0.5, changes("weights")),
     "local.outer_lr": (LOCAL, 0.3, changes("weights")),
     "local.outer_momentum": (LOCAL, 0.1, changes("weights")),
+    "local.outer_annealed": (LOCAL, "true", changes("weights")),
     "local.ramp": (LOCAL, 1.0, changes("weights")),
     "local.growth": (ONE, 1.0, changes("weights")),
     "local.warm_up": (LOCAL, 0.5, changes("weights")),

@@ -41,6 +41,8 @@ class Case:
     epochs: float | None = None
     clip: float | None = None
     seed: int = 0
+    fade: float = 1.0
+    """The learning rate is multiplied by it after every step (`plainly`, and `local.train`)."""
     bucket: int = layout.BUCKET
     """Elements a bucket."""
     shares: tuple[float, ...] = ()
@@ -80,6 +82,7 @@ def build_optimizer(case: Case, model: nn.Module) -> torch.optim.Optimizer:
         "sgd": lambda: torch.optim.SGD(groups, lr=0.1),
         "momentum": lambda: torch.optim.SGD(groups, lr=0.05, momentum=0.9, weight_decay=0.01),
         "nesterov": lambda: torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True),
+        "gentle": lambda: torch.optim.SGD(groups, lr=0.05),
         "fused": lambda: torch.optim.AdamW(groups, lr=0.01, eps=1e-3, fused=True),
         "foreach": lambda: torch.optim.AdamW(groups, lr=0.01, eps=1e-3, foreach=True),
         "plain": lambda: torch.optim.AdamW(groups, lr=0.01, eps=1e-3, foreach=False, fused=False),
@@ -90,6 +93,11 @@ def build_optimizer(case: Case, model: nn.Module) -> torch.optim.Optimizer:
         "radam": lambda: torch.optim.RAdam(groups, lr=0.01),
     }
     return makers[case.optimizer]()
+
+
+def fade(case: Case, optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] *= case.fade
 
 
 def data(case: Case) -> list[Any]:
@@ -214,6 +222,7 @@ def plainly(case: Case, *, mean_of_means: bool = False) -> dict[str, Any]:
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), case.clip or float("inf"))
         found.setdefault("gradient", flat(parameter.grad for parameter in model.parameters()))
         optimizer.step()
+        fade(case, optimizer)
         found["steps"].append(
             (len(found["steps"]) + 1, stop, float(loss.detach()), count, float(norm))
         )

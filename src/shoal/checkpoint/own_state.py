@@ -55,7 +55,14 @@ def own_tensors(worker: Worker) -> dict[str, Tensor]:
     if rounds is not None:
         tensors |= _whole(worker, f"{mine}/local", rounds.local)
         tensors[f"{mine}/round"] = torch.tensor(
-            [*rounds.since, float(rounds.spoilt), *rounds.weights], dtype=torch.float64
+            [
+                *rounds.since,
+                float(rounds.spoilt),
+                *rounds.weights,
+                *rounds.rates,
+                *rounds.rates_before,
+            ],
+            dtype=torch.float64,
         )
         if rounds.delta.outer.momentum and rounds.update == "owner":
             tensors |= _ranges("owner/momentum", mean, rounds.momentum)
@@ -120,8 +127,11 @@ def _restore_round(rounds: Rounds, checkpoint: Checkpoint, taken: str) -> None:
     told = checkpoint.manifest["round"]
     rounds.steps, rounds.round_start = int(told["steps"]), int(told["start"])
     rounds.length, rounds.sent_at = int(told["length"]), [int(step) for step in told["sent_at"]]
-    total, targets, spoilt, *weights = checkpoint.read(f"{taken}/round").tolist()
-    rounds.since, rounds.spoilt, rounds.weights = [total, targets], bool(spoilt), weights
+    total, targets, spoilt, *by_fragment = checkpoint.read(f"{taken}/round").tolist()
+    rounds.since, rounds.spoilt, parts = [total, targets], bool(spoilt), rounds.delta.fragments
+    rounds.weights, rounds.rates, rounds.rates_before = (
+        by_fragment[first : first + parts] for first in range(0, 3 * parts, parts)
+    )
     for unit in rounds.mean.units:
         where = slice(*unit.range)
         rounds.local[where] = _read(checkpoint, f"{taken}/local", unit)

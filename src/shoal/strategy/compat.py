@@ -97,6 +97,13 @@ RULES = (
         instead="fragments 1, and neither ramp nor growth",
     ),
     Rule(
+        clash=lambda s: isinstance(s.owner, Servers) and isinstance(s.payload, Delta)
+        and s.payload.outer.annealed,
+        parts="owner Servers and payload Delta with an annealed outer step",
+        reason="deltas of several rates arrive in turn, so there is none to fade by",
+        instead="an outer step that is not annealed",
+    ),
+    Rule(
         clash=lambda s: isinstance(s.owner, Servers) and s.first is not None
         and s.first.strategy.codec != s.codec,
         parts="owner Servers and a first phase with another codec",

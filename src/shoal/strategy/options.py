@@ -29,6 +29,8 @@ class LocalConfig:
     """Rate of the outer step; 1 without momentum is an average."""
     outer_momentum: float | None = None
     """Momentum of the outer step (Nesterov's)."""
+    outer_annealed: bool | None = None
+    """Whether that momentum fades as the inner rates do; for long rounds."""
     ramp: float | None = None
     """Share of the run before which rounds are shorter, in proportion to the steps taken."""
     growth: float | None = None
@@ -48,7 +50,7 @@ class HogwildConfig:
     unset."""
 
 
-_OUTER = {"outer_lr": "lr", "outer_momentum": "momentum"}
+_OUTER = {"outer_lr": "lr", "outer_momentum": "momentum", "outer_annealed": "annealed"}
 
 
 def build_strategy(
@@ -97,6 +99,7 @@ def resolve_local(name: str, local: LocalConfig) -> LocalConfig:
         mix=delta.mix,
         outer_lr=delta.outer.lr,
         outer_momentum=delta.outer.momentum,
+        outer_annealed=delta.outer.annealed,
         ramp=delta.ramp,
         growth=delta.growth,
         warm_up=begin[0],
@@ -120,6 +123,7 @@ def _changed(delta: Delta, options: dict[str, Any]) -> Delta:
     if outer:
         momentum = outer.get("momentum", delta.outer.momentum)
         outer["nesterov"] = momentum > 0
+        outer.setdefault("annealed", momentum > 0 and delta.outer.annealed)
     return replace(delta, **options, outer=replace(delta.outer, **outer))
 
 

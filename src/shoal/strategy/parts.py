@@ -26,6 +26,14 @@ class Outer:
     lr: float = 1.0
     momentum: float = 0.0
     nesterov: bool = False
+    annealed: bool = False
+    """Whether v fades as the inner rates do. A delta has these in it, so that v without this goes
+    on paying out steps of higher rates; the longer the rounds, the higher. With it, v is in units
+    of gradients, as in torch's SGD."""
+
+    def __post_init__(self) -> None:
+        if self.annealed and not self.momentum:
+            raise ShoalError("an annealed outer step needs momentum: it is the velocity that fades")
 
 
 @dataclass(frozen=True, kw_only=True)

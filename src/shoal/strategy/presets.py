@@ -35,6 +35,9 @@ BRISK = Outer(lr=1.0, momentum=0.7, nesterov=True)
 """The one that left the smallest gap here. With 0.7 and 0.9 the last rounds, whose inner steps are
 small, are moved by what older ones said, and the loss rises again: see `docs/log.md`."""
 
+ANNEALED = replace(BRISK, annealed=True)
+"""The same for rounds so long that the inner rate is another at the end of each."""
+
 WARM_UP = 0.2
 """Share of a run that begins with `ddp` in 4 bits. The first steps decide the quality of methods
 that communicate little, and at full width they would take most of the time on a slow link:
@@ -132,7 +135,7 @@ def sparse_loco(inner_steps: int = 135, top: int = 2048, fragments: int = 3, del
     Norms and biases are a thousandth of the bytes, and cross whole in bf16.
     """
     largest = BySize(limit=4096, small=BF16(), large=TopK(top=top, value_bits=2, feedback=0.95))
-    delta = Delta(inner_steps=inner_steps, outer=BRISK, fragments=fragments, delay=delay,
+    delta = Delta(inner_steps=inner_steps, outer=ANNEALED, fragments=fragments, delay=delay,
                   ramp=RAMP)  # fmt: skip
     return Strategy(name="sparse_loco", payload=delta, owner=Workers(), timing=EveryStep(),
                     codec=largest, update="everyone", first=_warm_up(warm_up))  # fmt: skip

@@ -64,6 +64,8 @@ class _Flight:
     """The step, since the phase began, after which owners make their results."""
     land_at: int
     """The step after which everybody applies them."""
+    fading: float
+    """What the velocity is multiplied with beside the momentum."""
 
 
 class Rounds:
@@ -96,6 +98,10 @@ class Rounds:
         """Targets behind each fragment's delta so far."""
         self.since: list[float] = [0.0, 0.0]
         """Loss sum and targets since this worker last reported them."""
+        self.rates = [0.0] * delta.fragments
+        """Inner rates behind each fragment's delta so far, summed."""
+        self.rates_before = [0.0] * delta.fragments
+        """The same of the delta before."""
         self.sent_at = [0] * delta.fragments
         self.spoilt = False
         """Whether this worker's parameters were not finite in this round."""
@@ -125,6 +131,7 @@ class Rounds:
         last = ahead.steps == 0
         self.steps += 1
         self.weights = [weight + count for weight in self.weights]
+        self.rates = [already + rate for already in self.rates]
         self.since = [self.since[0] + total, self.since[1] + count]
         heard = self._go_on(last)
         for fragment in range(self.delta.fragments):
@@ -176,7 +183,14 @@ class Rounds:
         if all(self.sent_at[f] > self.round_start for f in range(self.delta.fragments)):
             self.spoilt = False
         delay = self.delta.delay
-        self.flight = _Flight(fragment, self.steps + (delay + 1) // 2, self.steps + delay)
+        self.flight = _Flight(fragment, self.steps + (delay + 1) // 2, self.steps + delay,
+                              self._fading(fragment))  # fmt: skip
+
+    def _fading(self, fragment: int) -> float:
+        """Rates of the delta that is sent, over those of the one before."""
+        now, before = self.rates[fragment], self.rates_before[fragment]
+        self.rates_before[fragment], self.rates[fragment] = now, 0.0
+        return now / before if self.delta.outer.annealed and before else 1.0
 
     def _land(self, mix: float) -> Said:
         assert self.flight is not None
@@ -209,8 +223,9 @@ class Rounds:
         """The change of one unit, in the mean's memory."""
         outer = self.delta.outer
         if outer.momentum:
+            assert self.flight is not None
             velocity = self.momentum[slice(*self.mean.units[number].range)]
-            velocity.mul_(outer.momentum).add_(mean)
+            velocity.mul_(outer.momentum * self.flight.fading).add_(mean)
             mean = mean.add_(velocity, alpha=outer.momentum) if outer.nesterov else velocity.clone()
         return mean.mul_(outer.lr)
 

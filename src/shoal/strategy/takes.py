@@ -33,8 +33,10 @@ def taken_by(strategy: Strategy) -> set[str]:
             keys |= set() if delta else {"servers.buffer", "servers.compensation"}
         if delta:  # a lease of local steps comes whole
             keys |= {f"local.{key}" for key in ("inner_steps", "outer_lr", "outer_momentum")}
-    elif delta:
+    elif isinstance(strategy.payload, Delta):
         keys |= {f"local.{field.name}" for field in fields(LocalConfig)}
+        if not strategy.payload.outer.momentum:
+            keys.remove("local.outer_annealed")
     if not strategy.exact or strategy.first is not None:
         keys.add("local.warm_up")
         if not isinstance(owner, Servers):  # which know one way to begin
