@@ -103,7 +103,8 @@ def test_what_is_owed_is_conserved_when_the_number_of_workers_changes(form, old,
 @pytest.mark.parametrize(
     ("saved", "resumed"),
     [("ddp", "local_sgd+topk2"), ("local_sgd+topk2", "ddp"), ("ddp", "ddp+int8"),
-     ("ddp+int8", "ddp"), ("diloco", "ddp"), ("ddp+int8", "local_sgd+topk2")],
+     ("ddp+int8", "ddp"), ("diloco", "ddp"), ("ddp+int8", "local_sgd+topk2"),
+     ("diloco+int4", "streaming_diloco"), ("sparse_loco", "diloco")],
 )  # fmt: skip
 def test_a_checkpoint_of_another_strategy_is_refused(saved, resumed, tmp_path):
     folder = str(tmp_path / "run")

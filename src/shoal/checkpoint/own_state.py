@@ -91,7 +91,7 @@ def restore_own(worker: Worker, checkpoint: Checkpoint, stored: set[str]) -> Non
     mean, rounds = worker.coded, worker.rounds
     keeps = rounds is not None or (mean is not None and any(mean.mine.feedback))
     kept = any(name.startswith("worker/") for name in stored)
-    if keeps != kept or (rounds is not None) != ("round" in checkpoint.manifest):
+    if keeps != kept or _fragments(checkpoint) != (rounds.delta.fragments if rounds else 0):
         raise _of_another_strategy(checkpoint, worker)
     if mean is None:
         return
@@ -112,6 +112,11 @@ def _of_another_strategy(checkpoint: Checkpoint, worker: Worker) -> ShoalError:
         f"{checkpoint.path} was saved by another strategy than {worker.strategy.name!r}: what its "
         "workers kept for themselves does not fit; resume with the strategy of the run"
     )
+
+
+def _fragments(checkpoint: Checkpoint) -> int:
+    """Of the rounds that it was saved in; 0 where there were none."""
+    return len(checkpoint.manifest["round"]["sent_at"]) if "round" in checkpoint.manifest else 0
 
 
 def _owed(checkpoint: Checkpoint, unit: Unit, old: int, worker: Worker) -> Tensor:
