@@ -102,12 +102,12 @@ def _ratio(run: Row, base: Row, seconds: float, phases: Phases) -> float:
 
 def _rounds(run: Row) -> dict[int, int]:
     """By the step at which a round begins, its H."""
-    settings = {key.removeprefix("local."): float(value) for key, value in run["settings"].items()}
+    settings = {key.removeprefix("local."): value for key, value in run["settings"].items()}
     delta = named(run["strategy"]).payload
     assert isinstance(delta, Delta)
-    delta = replace(delta, ramp=settings.get("ramp", delta.ramp),
+    delta = replace(delta, ramp=float(settings.get("ramp", delta.ramp)),
                     inner_steps=int(settings.get("inner_steps", delta.inner_steps)))  # fmt: skip
-    step, found = math.ceil(run["steps"] * settings.get("warm_up", WARM_UP)), {}
+    step, found = math.ceil(run["steps"] * float(settings.get("warm_up", WARM_UP))), {}
     while step < run["steps"]:
         found[step] = delta.length_at(math.inf, step / run["steps"])
         step += found[step]
