@@ -187,10 +187,14 @@ class Rounds:
                               self._fading(fragment))  # fmt: skip
 
     def _fading(self, fragment: int) -> float:
-        """Rates of the delta that is sent, over those of the one before."""
+        """Rates of the delta that is sent over those of the one before, if there are fewer.
+
+        More there are where a round is longer. The first ones after a phase go furthest by step,
+        so a velocity that grew with them would overshoot.
+        """
         now, before = self.rates[fragment], self.rates_before[fragment]
         self.rates_before[fragment], self.rates[fragment] = now, 0.0
-        return now / before if self.delta.outer.annealed and before else 1.0
+        return min(1.0, now / before) if self.delta.outer.annealed and before else 1.0
 
     def _land(self, mix: float) -> Said:
         assert self.flight is not None
