@@ -1,6 +1,7 @@
 """`shoal train --strategy`: whole runs, with ragged ends, a stop and a resume."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -86,14 +87,17 @@ def test_an_unknown_codec_gets_a_suggestion(at):
 
 
 def test_a_dry_run_says_what_local_steps_spare(at):
-    def sent(*words):
+    def line(*words):
         process = launched("train", "tiny.toml", "--dry-run", "--workers", "2", "--set",
                            "model.depth=4", *words, at=at)  # fmt: skip
         text, _ = process.communicate(timeout=60)
-        (line,) = [line for line in text.splitlines() if "sent a step" in line]
-        return float(line.split()[2])
+        (found,) = [line for line in text.splitlines() if "sent a step" in line]
+        return found
 
-    exact = sent()
-    assert sent("--strategy", "diloco", "--set", "local.inner_steps=4") == pytest.approx(
-        exact / 4, rel=0.1, abs=0.051
-    )
+    exact = float(line().split()[2])
+    coded = float(line("--strategy", "ddp+int4").split()[2])
+    told = line("--strategy", "diloco", "--set", "local.inner_steps=4", "--steps", "10")
+    local, begin = map(float, re.search(r"([\d.]+) MB sent .*, after ([\d.]+) MB", told).groups())
+    assert local == pytest.approx(exact / 4, rel=0.1, abs=1e-4)
+    assert begin == coded < exact / 7
+    assert told.endswith("in each of the first 2 (ddp+int4)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
@@ -14,12 +15,20 @@ from shoal.plan.agreement import bytes_sent_a_step, held_for_agreement, is_shard
 from shoal.plan.leaf import LeafProbe, LeafSize, model_bytes
 from shoal.plan.memory import decoder_activations, expected_memory, moments
 from shoal.plan.serving import ServingPlan, plan_serving
-from shoal.strategy.parts import Servers, Workers
-from shoal.strategy.phases import phases_of
+from shoal.strategy.parts import Servers, Strategy, Workers
+from shoal.strategy.phases import phases_of, switches
 from shoal.tasks.base import Task
 from shoal.tasks.language_model import LanguageModel
 from shoal.train.config import RunConfig, strategy_of
 from shoal.train.device import device_of
+
+
+class Beginning(NamedTuple):
+    """A strategy's first phase, where it has one."""
+
+    strategy: str
+    steps: int
+    bytes_a_step: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +53,8 @@ class Description:
     leaves_by_worker: list[int]
     bytes_a_step: int
     """What the busiest worker sends in a full step, counts and norms left out."""
+    beginning: Beginning | None
+    """What it sends before."""
     serving: ServingPlan | None
     """Of a run on parameter servers."""
     program: int
@@ -75,9 +86,11 @@ class Description:
             + (" at equal speeds" if self.free else ""),
             f"# steps         {self.steps:,}{last} ({self.samples:,} samples in an epoch)",
             f"# parameters    {self.parameters:,}{words}",
-            f"# wire          {self.bytes_a_step / 1e6:.1f} MB sent a step by each worker"
-            + (f", and {self.serving.worker_receives / 1e6:.1f} MB received" if self.serving
-               else ""),
+            f"# wire          {_megabytes(self.bytes_a_step)} sent a step by each worker"
+            + (f", and {_megabytes(self.serving.worker_receives)} received" if self.serving
+               else "")
+            + (f", after {_megabytes(begin.bytes_a_step)} in each of the first {begin.steps:,} "
+               f"({begin.strategy})" if (begin := self.beginning) else ""),
         ]  # fmt: skip
 
     @property
@@ -104,6 +117,11 @@ class Description:
             f"{plan.contributions:.2g} contribution{'s' * (plan.contributions != 1)}",
             f"# memory        {_told(memory, 'at the peak of a server')}",
         ]
+
+
+def _megabytes(size: int) -> str:
+    """Local steps send some kB a step."""
+    return f"{size / 1e6:.{1 if size >= 1e6 else 4}f} MB"
 
 
 def _told(memory: dict[str, int], what: str) -> str:
@@ -160,13 +178,26 @@ def describe(
         leaves_by_worker=[span.stop - span.start for span in spans],
         bytes_a_step=serving.worker_sends
         if serving
-        else max(
-            bytes_sent_a_step(strategy, layout, leaves, config.workers, rank)
-            for rank in range(config.workers)
-        ),
+        else _busiest(strategy, layout, leaves, config.workers),
+        beginning=_beginning(config, strategy, layout, end),
         serving=serving,
         program=program,
         memory=_memory(config, text, model, layout, program, leaf),
+    )
+
+
+def _beginning(config: RunConfig, strategy: Strategy, layout: Layout, end: int) -> Beginning | None:
+    if strategy.first is None or not isinstance(strategy.owner, Workers):
+        return None
+    first, batch = strategy.first.strategy, config.batch
+    steps = -(-switches(phases_of(strategy), end, batch.global_batch)[-1] // batch.global_batch)
+    return Beginning(first.name, steps, _busiest(first, layout, batch.leaves, config.workers))
+
+
+def _busiest(strategy: Strategy, layout: Layout, leaves: int, workers: int) -> int:
+    """What the worker that sends most sends in a step."""
+    return max(
+        bytes_sent_a_step(strategy, layout, leaves, workers, rank) for rank in range(workers)
     )
 
 
