@@ -206,7 +206,8 @@ def _through_transformers(name: str) -> Tokenizer:
     except Exception as error:  # OSError, ValueError, ImportError, by the kind of fault
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         hint = " (pip install 'shoal[gguf]')" if isinstance(error, ImportError) and options else ""
-        raise ShoalError(f"cannot load a tokenizer from {name}: {reason}{hint}") from error
+        where = f"from {name}" if folder.is_dir() else f"named {name}, as a folder or on the hub"
+        raise ShoalError(f"cannot load a tokenizer {where}: {reason}{hint}") from error
     inner = getattr(loaded, "backend_tokenizer", None)
     if inner is None:
         raise ShoalError(f"the tokenizer in {name} has no fast form (tokenizer.json)")
