@@ -22,10 +22,10 @@ class Local:
 
     strategy: Strategy
     case: Case
-    spoil: tuple[int, int] | None = None
+    spoil: tuple[tuple[int, int], ...] = ()
     """(worker, step): its weights become NaN before this step."""
-    flip: tuple[int, int] | None = None
-    """(worker, step): one number of its replica changes after this step."""
+    flip: tuple[tuple[int, int], ...] = ()
+    """(worker, step): one number of its replica changes after this step, to its own wrong value."""
     stop: tuple[int, int] | None = None
     """(worker, step): it asks to stop in this step."""
 
@@ -42,7 +42,7 @@ def train(local: Local) -> dict[str, Any]:
             now = (worker.rank, worker.steps + 1)
             if now == local.stop:
                 worker.ask_to_stop()
-            if now == local.spoil:
+            if now in local.spoil:
                 with torch.no_grad():
                     next(iter(model.parameters())).fill_(float("nan"))
             worker.backward(*loss_of(model, batch))
@@ -50,8 +50,8 @@ def train(local: Local) -> dict[str, Any]:
             if step is None:
                 continue
             fade(case, optimizer)
-            if now == local.flip:
-                worker.rounds.replica[0] += 1
+            if now in local.flip:
+                worker.rounds.replica[0] += 1 + worker.rank
             found["steps"].append((step.number, step.position, step.loss, step.count))
             found["agreed"].append(step.agreed_loss)
             found["events"] += [(step.number, *event) for event in step.events]

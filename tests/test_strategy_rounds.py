@@ -1,6 +1,7 @@
 """Local steps and rounds: what the papers' formulas give, and what every worker shares."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -115,6 +116,18 @@ def test_both_places_of_the_outer_step_give_the_same():
     assert difference(owner, everyone) <= 1e-6
 
 
+@pytest.mark.parametrize("steps", [1, 3, 4, 5, 8])
+def test_a_phase_too_short_for_the_delays_takes_in_every_delta_once(steps):
+    settings = {"inner_steps": 9, "fragments": 3, "delay": 2,
+                "outer": Outer(lr=0.7, momentum=0.9, nesterov=True)}  # fmt: skip
+    case = Case(samples=64, steps=steps)
+    owner, everyone = (
+        same("weights", trained(2, Local(strategy=delta(update=update, **settings), case=case)))
+        for update in ("owner", "everyone")
+    )
+    assert difference(owner, everyone) == 0
+
+
 def test_an_annealed_outer_step_after_every_step_of_sgd_is_torchs_sgd_with_momentum():
     """Whose velocity is in units of gradients, so that it is paid out at the rate of the day."""
     case = Case(optimizer="gentle", samples=64, steps=8, fade=0.7)
@@ -185,15 +198,15 @@ def test_the_first_round_takes_what_does_not_divide_so_that_the_last_is_whole():
         assert told == agreed
 
 
-def test_what_is_owed_is_worth_no_more_in_a_short_last_round():
+def test_what_is_owed_is_worth_no_more_in_a_last_round_of_few_samples():
     """It once was divided by the targets of that round alone, and spoilt the model at its end."""
-    case = Case(net="wide", optimizer="fused", samples=64, steps=20)
-    # Rounds of 8 (for 20 is 3 x 6 + 2) and 11 steps; so the last one has a single step.
-    strategy = delta(update="everyone", inner_steps=6, growth=0.0333, codec=TopK(top=8))
+    case = Case(net="wide", optimizer="fused", samples=81, epochs=3, steps=None)  # 15 x 16 + 3
+    strategy = delta(update="everyone", inner_steps=1, codec=TopK(top=8))
     found = trained(2, Local(strategy=strategy, case=case))
     replicas = [np.frombuffer(r, dtype=np.float32) for r in found[0]["replicas"]]
-    moved = [float(np.linalg.norm(replicas[n] - replicas[n - 1])) for n in (7, 18, 19)]
-    assert 0 < moved[-1] < 1.5 * max(moved[:-1])
+    assert len(replicas) == 16
+    moved = [float(np.linalg.norm(b - a)) for a, b in pairwise(replicas)]
+    assert 0 < moved[-1] < 1.5 * max(moved[5:-1])
 
 
 # --- phases ---
@@ -221,7 +234,14 @@ def test_rounds_grow_as_the_rate_decays():
     case = Case(samples=64, steps=20)  # SGD at 0.1
     found = trained(2, Local(strategy=delta(inner_steps=2, growth=0.23), case=case))
     agreed = [number for number, loss in enumerate(found[0]["agreed"], 1) if loss is not None]
-    assert agreed == [2, 7, 12, 17, 20]
+    assert agreed == [2, 7, 12, 20]  # the last one takes what would be a short one
+
+
+def test_rounds_do_not_grow_while_the_rate_still_rises():
+    case = Case(samples=64, steps=10, fade=1.01)
+    found = trained(2, Local(strategy=delta(inner_steps=2, growth=1.0), case=case))
+    agreed = [number for number, loss in enumerate(found[0]["agreed"], 1) if loss is not None]
+    assert agreed == [2, 4, 6, 8, 10]
 
 
 def test_rounds_are_short_while_most_is_learnt():
@@ -259,7 +279,7 @@ def test_a_round_sends_a_steps_payload_and_nothing_crosses_in_between(wire):
 @pytest.mark.parametrize("form", ["one fragment", "fragments", "delayed", "coded"])
 def test_a_worker_that_is_not_finite_is_refused_named_and_begins_again(form):
     case = Case(optimizer="fused", samples=64, steps=20)
-    found = trained(3, Local(strategy=FORMS[form], case=case, spoil=(1, 6)))
+    found = trained(3, Local(strategy=FORMS[form], case=case, spoil=((1, 6),)))
     same("sha", found)
     events = same("events", found)
     assert events and {event[1] for event in events} == {1}
@@ -271,7 +291,7 @@ def test_a_worker_that_is_not_finite_is_refused_named_and_begins_again(form):
 def test_a_round_in_which_all_are_refused_changes_nothing():
     case = Case(optimizer="fused", samples=64, steps=4)
     strategy = delta(inner_steps=4, outer=Outer(lr=0.7, momentum=0.9, nesterov=True))
-    found = trained(1, Local(strategy=strategy, case=case, spoil=(0, 2)))
+    found = trained(1, Local(strategy=strategy, case=case, spoil=((0, 2),)))
     from training import build
 
     assert difference(found[0]["weights"], flat(build(case).parameters())) == 0
@@ -280,12 +300,30 @@ def test_a_round_in_which_all_are_refused_changes_nothing():
 @pytest.mark.parametrize("astray", [0, 1, 2])
 def test_a_replica_that_differs_is_named_and_repaired(astray):
     case = Case(optimizer="fused", samples=64, steps=16)
-    found = trained(3, Local(strategy=delta(inner_steps=4), case=case, flip=(astray, 5)))
+    found = trained(3, Local(strategy=delta(inner_steps=4), case=case, flip=((astray, 5),)))
     events = same("events", found)
     assert [event[:2] for event in events] == [(8, astray)] and "replica differed" in events[0][2]
     same("sha", found)
     assert len({worker["replicas"][7] for worker in found}) == 1
     assert len({worker["replicas"][6] for worker in found}) == 2
+
+
+@pytest.mark.parametrize("astray", [(0, 1), (2, 3)])
+def test_all_replicas_that_differ_are_named_and_repaired_from_one_that_does_not(astray):
+    case = Case(optimizer="fused", samples=64, steps=8)
+    flip = tuple((worker, 5) for worker in astray)
+    found = trained(4, Local(strategy=delta(inner_steps=4), case=case, flip=flip))
+    assert [event[:2] for event in same("events", found)] == [(8, worker) for worker in astray]
+    # Nobody has the wrong values, which are two and more away.
+    alone = trained(1, Local(strategy=delta(inner_steps=4), case=case))
+    assert np.abs(same("weights", found) - alone[0]["weights"]).max() < 0.5
+
+
+def test_all_workers_that_are_not_finite_in_a_round_are_named():
+    case = Case(optimizer="fused", samples=64, steps=4)
+    spoil = ((0, 2), (2, 3))
+    found = trained(3, Local(strategy=delta(inner_steps=4), case=case, spoil=spoil))
+    assert [event[:2] for event in same("events", found)] == [(4, 0), (4, 2)]
 
 
 # --- what is refused ---

@@ -43,11 +43,12 @@ class Said(NamedTuple):
     stop: float = 0.0
     """1 to stop after this."""
     refused: float = -1.0
-    """A worker whose contribution was not finite and counts for nothing, or -1."""
+    """A worker whose contribution was not finite and counts for nothing, or -1; the last where
+    there are several."""
     digest: float = 0.0
-    """Of this worker's replica: an integer below 2**53."""
+    """Of this worker's replica, or of most replicas: an integer below 2**53."""
     astray: float = -1.0
-    """A worker whose replica differs from the others', or -1."""
+    """A worker whose replica differs from the others', or -1; the first where there are several."""
 
 
 @dataclass
@@ -203,6 +204,7 @@ def add_up(everyone: Sequence[Said]) -> Said:
         targets=sum(said.targets for said in everyone),
         stop=max(said.stop for said in everyone),
         refused=max(said.refused for said in everyone),
+        digest=_commonest(everyone),
         astray=astray,
     )
 

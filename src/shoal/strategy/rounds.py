@@ -36,6 +36,10 @@ from shoal.strategy.parts import Delta, Update
 from shoal.wire.base import Range, Wire
 
 
+_REFUSED = "its part of this round was not finite: refused"
+_ASTRAY = "its replica differed: repaired from a peer's, and its part of this round refused"
+
+
 class Agreement(NamedTuple):
     """What a round, or a fragment's part of one, has to say."""
 
@@ -44,6 +48,13 @@ class Agreement(NamedTuple):
     stop: bool = False
     events: tuple[tuple[int, str], ...] = ()
     """A worker, and what was done about it."""
+
+
+class _Heard(NamedTuple):
+    """Of one fragment's landing."""
+
+    said: Said
+    events: list[tuple[int, str]]
 
 
 class Ahead(NamedTuple):
@@ -66,6 +77,10 @@ class _Flight:
     """The step after which everybody applies them."""
     fading: float
     """What the velocity is multiplied with beside the momentum."""
+    digest: float
+    """Of this worker's replica when it was sent."""
+    refused: bool
+    """Whether this worker's part counts for nothing."""
 
 
 class Rounds:
@@ -94,6 +109,8 @@ class Rounds:
         """Local steps since the phase began."""
         self.round_start, self.length = 0, delta.inner_steps
         """Where the present round began, and its H."""
+        self.peak = 0.0
+        """The highest inner rate so far. While it rises nobody knows where it will decay from."""
         self.weights = [0.0] * delta.fragments
         """Targets behind each fragment's delta so far."""
         self.since: list[float] = [0.0, 0.0]
@@ -112,11 +129,12 @@ class Rounds:
         """Begin a round: the first of full length is longer, so that the last is a whole one.
 
         An outer step with momentum after a short last round would move the model on by what
-        older rounds said, with nothing new to correct it.
+        older rounds said, with nothing new to correct it. So a round that would leave less than
+        another one as long takes all that is left.
         """
         wanted, whole = self.delta.length_at(rate, ahead.done), self.delta.inner_steps
         self.round_start, self.length = self.steps, wanted
-        if wanted <= whole and 0 < ahead.steps < 2 * wanted:
+        if 0 < ahead.steps < 2 * wanted:
             self.length = ahead.steps
         elif wanted == whole:
             self.length += ahead.steps % whole
@@ -132,15 +150,18 @@ class Rounds:
         self.steps += 1
         self.weights = [weight + count for weight in self.weights]
         self.rates = [already + rate for already in self.rates]
+        rising, self.peak = rate > self.peak, max(rate, self.peak)
         self.since = [self.since[0] + total, self.since[1] + count]
         heard = self._go_on(last)
         for fragment in range(self.delta.fragments):
-            if self._due(fragment) or (last and self.sent_at[fragment] < self.steps):
+            # In a phase that is shorter than a round's delays one may be under way still.
+            due = self._due(fragment) and self.flight is None
+            if due or (last and self.sent_at[fragment] < self.steps):
                 self._send(fragment, stop)
                 if last or self.delta.delay == 0:
                     heard.append(self._land(mix=0.0 if last else self.delta.mix))
         if self.steps == self.round_start + self.length:
-            self.plan(rate, ahead)
+            self.plan(math.inf if rising else rate, ahead)
         return _agreement(heard)
 
     def spoil(self) -> None:
@@ -152,7 +173,7 @@ class Rounds:
         due = math.ceil((fragment + 1) * self.length / self.delta.fragments)
         return self.steps - self.round_start == due
 
-    def _go_on(self, last: bool) -> list[Said]:
+    def _go_on(self, last: bool) -> list[_Heard]:
         """What the fragment under way needs after this step."""
         flight = self.flight
         if flight is None:
@@ -169,22 +190,27 @@ class Rounds:
         torch.sub(self.replica[reach], self.local[reach], out=out)
         if not bool(out.isfinite().all()):
             self.spoil()
-        weight = 0.0 if self.spoilt else self.weights[fragment]
+        delay = self.delta.delay
+        self.flight = flight = _Flight(
+            fragment,
+            own_at=self.steps + (delay + 1) // 2,
+            land_at=self.steps + delay,
+            fading=self._fading(fragment),
+            digest=_digest(self.replica[reach]),
+            refused=self.spoilt,
+        )
         said = Said(
-            weight,
+            0.0 if self.spoilt else self.weights[fragment],
             total=self.since[0],
             targets=self.since[1],
             stop=float(stop),
             refused=self._wire.rank if self.spoilt else -1,
-            digest=_digest(self.replica[reach]),
+            digest=flight.digest,
         )
         self.mean.send(fragment, self._outgoing, said)
         self.weights[fragment], self.since, self.sent_at[fragment] = 0.0, [0.0, 0.0], self.steps
         if all(self.sent_at[f] > self.round_start for f in range(self.delta.fragments)):
             self.spoilt = False
-        delay = self.delta.delay
-        self.flight = _Flight(fragment, self.steps + (delay + 1) // 2, self.steps + delay,
-                              self._fading(fragment))  # fmt: skip
 
     def _fading(self, fragment: int) -> float:
         """Rates of the delta that is sent over those of the one before, if there are fewer.
@@ -196,7 +222,7 @@ class Rounds:
         self.rates_before[fragment], self.rates[fragment] = now, 0.0
         return min(1.0, now / before) if self.delta.outer.annealed and before else 1.0
 
-    def _land(self, mix: float) -> Said:
+    def _land(self, mix: float) -> _Heard:
         assert self.flight is not None
         self._own(self.flight.fragment)
         return self._receive(self.flight.fragment, mix)
@@ -205,23 +231,23 @@ class Rounds:
         step = self._outer_step if self.update == "owner" else _as_it_is
         self.mean.own(fragment, step)
 
-    def _receive(self, fragment: int, mix: float) -> Said:
+    def _receive(self, fragment: int, mix: float) -> _Heard:
         def apply(number: int, result: Tensor) -> None:
             where = slice(*self.mean.units[number].range)
             change = result if self.update == "owner" else self._outer_step(number, result)
             self.replica[where].sub_(change)
 
-        heard = self.mean.receive(fragment, apply)
+        said, events = self.mean.receive(fragment, apply), []
         reach = self._reach(fragment)
-        if heard.astray >= 0:
-            self._repair(reach, int(heard.astray))
+        if said.refused >= 0 or said.astray >= 0:
+            events = self._look_into(said.digest, reach)
         local, replica = self.local[slice(*reach)], self.replica[slice(*reach)]
         if mix:
             local.lerp_(replica, 1 - mix)
         else:
             local.copy_(replica)
         self.flight = None
-        return heard
+        return _Heard(said, events)
 
     def _outer_step(self, number: int, mean: Tensor) -> Tensor:
         """The change of one unit, in the mean's memory."""
@@ -233,13 +259,30 @@ class Rounds:
             mean = mean.add_(velocity, alpha=outer.momentum) if outer.nesterov else velocity.clone()
         return mean.mul_(outer.lr)
 
-    def _repair(self, reach: Range, astray: int) -> None:
-        """Copy a fragment of the replica from the first worker that is not astray to all."""
-        source = 1 if astray == 0 else 0
+    def _look_into(self, digest: float, reach: Range) -> list[tuple[int, str]]:
+        """Ask everybody, name whose part did not count, and repair replicas that differ.
+
+        `digest` is that of most replicas. All workers call this after the same landing, or none.
+        """
+        assert self.flight is not None
+        mine = [float(self.flight.refused), float(self.flight.digest != digest)]
+        everyone = self._wire.gather(torch.tensor(mine, dtype=torch.float64))
+        rows = [row.tolist() for row in everyone.wait()]  # by now everybody has applied
+        events = [
+            (worker, text)
+            for worker, row in enumerate(rows)
+            for is_so, text in zip(row, (_REFUSED, _ASTRAY), strict=True)
+            if is_so
+        ]
+        astray = [bool(row[1]) for row in rows]
+        if any(astray):
+            self._repair(reach, source=astray.index(False))
+        return events
+
+    def _repair(self, reach: Range, source: int) -> None:
+        """Copy a fragment of the replica from one worker to all."""
         nothing = Range(reach.stop, reach.stop)
         pieces = [reach if worker == source else nothing for worker in range(self._wire.size)]
-        everybody_has_applied = self._wire.gather(torch.zeros(1, dtype=torch.float64))
-        everybody_has_applied.wait()
         self._wire.publish(self.replica, pieces, "parameters").wait()
 
     def _reach(self, fragment: int) -> Range:
@@ -251,17 +294,12 @@ class Rounds:
         return Range(units[numbers[0]].range.start, units[numbers[-1]].range.stop)
 
 
-def _agreement(heard: Sequence[Said]) -> Agreement:
-    events = []
-    for said in heard:
-        if said.refused >= 0:
-            events.append((int(said.refused), "its part of this round was not finite: refused"))
-        if said.astray >= 0:
-            events.append((int(said.astray), "its replica differed: repaired from a peer's, and "
-                           "its part of this round refused"))  # fmt: skip
-    total, targets = sum(said.total for said in heard), sum(said.targets for said in heard)
-    stop = any(said.stop for said in heard)
-    return Agreement(total / targets if targets else None, stop, tuple(events))
+def _agreement(heard: Sequence[_Heard]) -> Agreement:
+    total = sum(said.total for said, _ in heard)
+    targets = sum(said.targets for said, _ in heard)
+    stop = any(said.stop for said, _ in heard)
+    events = tuple(event for _, found in heard for event in found)
+    return Agreement(total / targets if targets else None, stop, events)
 
 
 def _as_it_is(_: int, mean: Tensor) -> Tensor:
