@@ -49,7 +49,7 @@ def train(part: Part) -> dict[str, Any]:
         if not part.begin:
             assert shoal.resume(worker, part.folder)
         owed = worker.coded.mine.residual.double().sum().item() if worker.coded else 0.0
-        replica = worker.weights_hash()
+        learnt, replica = learnt_by(worker), worker.weights_hash()
         for batch in worker.batches(data(case), global_batch=case.global_batch, steps=case.steps,
                                     micro_batch=case.micro_batch):  # fmt: skip
             worker.backward(*loss_of(model, batch))
@@ -57,14 +57,30 @@ def train(part: Part) -> dict[str, Any]:
             if step and step.number >= part.stop_after and worker.settled:
                 break
         assert shoal.save(worker, part.folder)
+        now = learnt_by(worker)
         with worker.agreed():
             return {
                 "sha": worker.weights_hash(),
                 "owed at start": owed,
+                "learnt at start": learnt,
+                "learnt": now,
                 "owed": worker.coded.mine.residual.double().sum().item() if worker.coded else 0.0,
                 "steps": worker.steps,
                 "began": replica,
             }
+
+
+def learnt_by(worker: Any) -> list[float]:
+    """Loss, targets, and by fragment targets and targets x delta, of the present round."""
+    rounds = worker.rounds
+    if rounds is None:
+        return []
+    found = [*rounds.since]
+    for weight, group in zip(rounds.weights, rounds.mean.groups, strict=True):
+        places = [slice(*rounds.mean.units[number].range) for number in group.units]
+        deltas = [(rounds.replica[p] - rounds.local[p]).double().sum().item() for p in places]
+        found += [weight, weight * sum(deltas)]
+    return found
 
 
 def shas(size: int, part: Part) -> list[dict[str, Any]]:
@@ -97,6 +113,22 @@ def test_what_is_owed_is_conserved_when_the_number_of_workers_changes(form, old,
     assert owed != 0
     now = sum(worker["owed at start"] for worker in after) / new
     assert now == pytest.approx(owed, rel=1e-4)
+    assert after[0]["steps"] == 14
+
+
+@pytest.mark.parametrize("form", ["diloco", "streaming_diloco"])
+@pytest.mark.parametrize(("old", "new"), [(3, 1), (3, 2), (2, 3), (1, 2)])
+def test_what_was_learnt_in_a_round_is_conserved_when_the_number_of_workers_changes(
+    form, old, new, tmp_path
+):
+    folder = str(tmp_path / "run")
+    before = [worker["learnt"] for worker in shas(old, Part(form, folder, True, 9))]
+    after = shas(new, Part(form, folder, False, 14))
+    sums = [sum(parts) for parts in zip(*before, strict=True)]
+    assert all(sums[:3]) and any(sums[3::2])
+    now = [worker["learnt at start"] for worker in after]
+    found = [sum(parts) for parts in zip(*now, strict=True)]
+    assert found == pytest.approx(sums, rel=1e-4, abs=1e-2)
     assert after[0]["steps"] == 14
 
 

@@ -10,14 +10,15 @@
     owner/codec/<parameter>/<first>/<key>
 
 On another number of workers each owes the mean of what the old ones owed: its mean over the
-workers, which is what the model will get of it in the end, stays the same. A new worker takes the
-local parameters and the inner state of an old one.
+workers, which is what the model will get of it in the end, stays the same. So does what the old
+ones have learnt in the present round: each goes on from the mean of their local parameters,
+weighted by targets, with an equal part of these. It takes the inner state of an old one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,6 +59,7 @@ def own_tensors(worker: Worker) -> dict[str, Tensor]:
             [
                 *rounds.since,
                 float(rounds.spoilt),
+                rounds.peak,
                 *rounds.weights,
                 *rounds.rates,
                 *rounds.rates_before,
@@ -104,7 +106,11 @@ def restore_own(worker: Worker, checkpoint: Checkpoint, stored: set[str]) -> Non
         if f"owner/residual/{unit.spec.name}" in stored:
             mean.owner.residual[slice(*unit.range)] = _read(checkpoint, "owner/residual", unit)
     if rounds is not None:
-        _restore_round(rounds, checkpoint, taken)
+        _restore_round(rounds, checkpoint)
+        if old == worker.size:
+            _restore_mine(rounds, checkpoint, worker.rank)
+        else:
+            _restore_mean(rounds, checkpoint, old, worker.size)
 
 
 def _of_another_strategy(checkpoint: Checkpoint, worker: Worker) -> ShoalError:
@@ -127,21 +133,57 @@ def _owed(checkpoint: Checkpoint, unit: Unit, old: int, worker: Worker) -> Tenso
     return torch.stack(theirs).mean(0)
 
 
-def _restore_round(rounds: Rounds, checkpoint: Checkpoint, taken: str) -> None:
+class _Mine(NamedTuple):
+    """A worker's numbers in a round: `weights`, `rates` and `rates_before` by fragment."""
+
+    since: list[float]
+    spoilt: bool
+    peak: float
+    weights: list[float]
+    rates: list[float]
+    rates_before: list[float]
+
+
+def _read_mine(checkpoint: Checkpoint, rank: int) -> _Mine:
+    total, targets, spoilt, peak, *by_fragment = checkpoint.read(f"worker/{rank}/round").tolist()
+    parts = len(by_fragment) // 3
+    weights, rates, before = (by_fragment[f : f + parts] for f in range(0, 3 * parts, parts))
+    return _Mine([total, targets], bool(spoilt), peak, weights, rates, before)
+
+
+def _restore_round(rounds: Rounds, checkpoint: Checkpoint) -> None:
+    """What all workers have alike."""
     rounds.replica.copy_(rounds.local)  # which holds the checkpoint's weights, as all have them
     told = checkpoint.manifest["round"]
     rounds.steps, rounds.round_start = int(told["steps"]), int(told["start"])
     rounds.length, rounds.sent_at = int(told["length"]), [int(step) for step in told["sent_at"]]
-    total, targets, spoilt, *by_fragment = checkpoint.read(f"{taken}/round").tolist()
-    rounds.since, rounds.spoilt, parts = [total, targets], bool(spoilt), rounds.delta.fragments
-    rounds.weights, rounds.rates, rounds.rates_before = (
-        by_fragment[first : first + parts] for first in range(0, 3 * parts, parts)
-    )
+    mine = _read_mine(checkpoint, 0)
+    rounds.peak, rounds.rates, rounds.rates_before = mine.peak, mine.rates, mine.rates_before
+    for unit in rounds.mean.units if rounds.delta.outer.momentum else ():
+        rounds.momentum[slice(*unit.range)] = _read(checkpoint, "owner/momentum", unit)
+
+
+def _restore_mine(rounds: Rounds, checkpoint: Checkpoint, rank: int) -> None:
+    """What the worker had before."""
+    mine = _read_mine(checkpoint, rank)
+    rounds.since, rounds.spoilt, rounds.weights = mine.since, mine.spoilt, mine.weights
     for unit in rounds.mean.units:
-        where = slice(*unit.range)
-        rounds.local[where] = _read(checkpoint, f"{taken}/local", unit)
-        if rounds.delta.outer.momentum:
-            rounds.momentum[where] = _read(checkpoint, "owner/momentum", unit)
+        rounds.local[slice(*unit.range)] = _read(checkpoint, f"worker/{rank}/local", unit)
+
+
+def _restore_mean(rounds: Rounds, checkpoint: Checkpoint, old: int, size: int) -> None:
+    """An equal part of what all `old` workers have learnt in this round."""
+    theirs = [_read_mine(checkpoint, rank) for rank in range(old)]
+    rounds.since = [sum(each.since[part] for each in theirs) / size for part in (0, 1)]
+    for fragment, group in enumerate(rounds.mean.groups):
+        weights = [0.0 if each.spoilt else each.weights[fragment] for each in theirs]
+        total = sum(weights)
+        rounds.weights[fragment] = total / size
+        for number in group.units if total else ():
+            unit = rounds.mean.units[number]
+            local = rounds.local[slice(*unit.range)].zero_()
+            for rank, weight in enumerate(weights):
+                local.add_(_read(checkpoint, f"worker/{rank}/local", unit), alpha=weight / total)
 
 
 def _read(checkpoint: Checkpoint, prefix: str, unit: Unit) -> Tensor:
