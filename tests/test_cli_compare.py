@@ -260,6 +260,23 @@ def test_an_option_of_local_steps_goes_to_the_strategies_that_take_them(tmp_path
     assert first.folder.name == "ddp-seed3"
 
 
+def test_a_baseline_beside_local_steps_keeps_to_its_own_beginning(tmp_path):
+    local = LocalConfig(warm_up=0.05, warm_up_with="ddp")
+    names = ["ddp+bf16", "powersgd", "diloco"]
+    base, power, diloco = (
+        trial.config.local for trial in trials(RunConfig(local=local), names, 1, None, tmp_path)
+    )
+    assert (base.warm_up, base.warm_up_with) == (None, None)
+    assert power.warm_up == diloco.warm_up == 0.05 and diloco.warm_up_with == "ddp"
+
+
+def test_an_option_that_needs_another_is_taken_beside_it(tmp_path):
+    local = LocalConfig(outer_momentum=0.9, outer_annealed=True)
+    config = RunConfig(local=local)
+    (trial,) = trials(config, ["post_local_sgd"], 1, None, tmp_path)
+    assert trial.config.local.outer_annealed and trial.config.local.outer_momentum == 0.9
+
+
 def test_options_of_servers_and_of_hogwild_go_where_they_are_read(tmp_path):
     config = RunConfig(
         local=LocalConfig(inner_steps=7, warm_up=0.5),

@@ -1,8 +1,10 @@
 """A lab's hosts are several: addresses, links, counters, processes and memory of their own."""
 
 import json
+import subprocess
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from labs import PYTHON, require_lab
@@ -156,6 +158,31 @@ def test_a_host_that_has_waited_computes_no_faster_than_its_quota():
         outcome = lab.run([PYTHON, "-c", burn], capture=True, timeout=60)
     # A quarter of a core is four times slower, less one period's quota that it may have ready.
     assert float(outcome.outputs[0]) > 2, outcome.outputs
+
+
+NESTED = """
+import os
+from shoal.errors import ShoalError
+from shoal.lab.quota import Quotas
+outer = Quotas(f"shoal-test-{os.getpid()}", 1, 0.1)
+(group,) = outer.groups
+(group / "cgroup.procs").write_text(str(os.getpid()))
+try:
+    Quotas("inner", 1, 0.5)
+except ShoalError as error:
+    print(error)
+finally:
+    (group.parents[1] / "cgroup.procs").write_text(str(os.getpid()))
+    outer.close()
+"""
+
+
+def test_a_quota_above_that_of_the_group_one_is_in_is_refused():
+    require_lab(cpu=0.5)
+    if not Path("/sys/fs/cgroup/cpu").is_dir():
+        pytest.skip("control groups of version 2 take any quota and keep to the smaller one")
+    done = subprocess.run([PYTHON, "-c", NESTED], capture_output=True, text=True, check=True)
+    assert "host0/inner: Invalid argument): a control group above may allow less" in done.stdout
 
 
 def test_hosts_share_neither_names_nor_processes_nor_memory_and_see_no_other_network():

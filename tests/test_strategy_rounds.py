@@ -336,7 +336,18 @@ def test_parts_that_cannot_be_are_refused():
         Delta(inner_steps=10, fragments=2, delay=5)
     with pytest.raises(ShoalError, match="mix is 2"):
         Delta(inner_steps=10, mix=2.0)
-    with pytest.raises(ShoalError, match="needs momentum"):
+    with pytest.raises(ShoalError, match="without momentum"):
         Outer(annealed=True)
     with pytest.raises(ShoalError, match="at least 1"):
         Delta(inner_steps=0)
+    for rate in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ShoalError, match="outer_lr is"):
+            Outer(lr=rate)
+        with pytest.raises(ShoalError, match="growth is"):
+            Delta(inner_steps=4, growth=rate)
+    for momentum in (-0.5, 1.0, float("nan")):
+        with pytest.raises(ShoalError, match="outer_momentum is"):
+            Outer(momentum=momentum)
+    with pytest.raises(ShoalError, match="growth has no effect"):
+        Delta(inner_steps=4, growth=1.0, ramp=1.0)
+    assert Delta(inner_steps=4, growth=1e200).length_at(0.1, 0.5) == 1_000_000

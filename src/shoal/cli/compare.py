@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpu", type=float, metavar="CORES", help="of each host, such as 0.5")
     parser.add_argument("--output", type=Path, metavar="DIR",
                         help="folder of the results; finished runs in it are kept")  # fmt: skip
-    add_run_options(parser)
+    add_run_options(parser, one_strategy=False)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,13 +13,17 @@ if TYPE_CHECKING:
     from shoal.train.config import RunConfig
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """The options that set keys of the configuration, shared by train and verify."""
+def add_run_options(parser: argparse.ArgumentParser, *, one_strategy: bool = True) -> None:
+    """The options that set keys of the configuration, shared by train, verify and compare.
+
+    Without `one_strategy` that option is not shown; it is read, for a better error.
+    """
+    strategy = "how they agree; `shoal strategies` lists them"
     parser.add_argument("--workers", type=int, metavar="N", help="processes that share the work")
     parser.add_argument("--shares", metavar="auto | 3,1",
                         help="unequal parts of a step for unequal workers; equal bits")  # fmt: skip
     parser.add_argument("--strategy", metavar="NAME",
-                        help="how they agree; `shoal strategies` lists them")  # fmt: skip
+                        help=strategy if one_strategy else argparse.SUPPRESS)  # fmt: skip
     parser.add_argument("--servers", type=int, metavar="N", help="parameter servers (1)")
     parser.add_argument("--wire", metavar="NAME", help="auto, shared_memory or collective")
     parser.add_argument("--data", metavar="SOURCE", help="a corpus's name, a file, folder or glob")

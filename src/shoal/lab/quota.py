@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import time
@@ -42,7 +43,7 @@ class Quotas:
                 _limit(group, cores)
         except OSError as error:
             self.close()
-            raise _refused(f"{error.filename}: {error.strerror}") from None
+            raise _refused(f"{self._folder}: {error.strerror}", error.errno) from None
 
     def close(self) -> None:
         """Remove the groups; their processes must have ended."""
@@ -119,12 +120,13 @@ def _limit(group: Path, cores: float) -> None:
         (group / "cpu.cfs_quota_us").write_text(str(quota))
 
 
-def _refused(reason: str) -> ShoalError:
-    user = "" if os.geteuid() == 0 else "run it as root, or "
-    return ShoalError(
-        f"a CPU quota cannot be set ({reason}): it needs a writable control group; "
-        f"{user}leave the quota (--cpu) out"
-    )
+def _refused(reason: str, number: int | None = None) -> ShoalError:
+    if number == errno.EINVAL:
+        hint = "a control group above may allow less: lower the quota (--cpu), or leave it out"
+    else:
+        user = "" if os.geteuid() == 0 else "run it as root, or "
+        hint = f"it needs a writable control group; {user}leave the quota (--cpu) out"
+    return ShoalError(f"a CPU quota cannot be set ({reason}): {hint}")
 
 
 def _read(path: str | Path) -> str:

@@ -24,7 +24,7 @@ from shoal.errors import ShoalError
 from shoal.report.figures import Measured
 from shoal.report.history import read_history
 from shoal.strategy.options import LocalConfig, build_strategy
-from shoal.strategy.parts import Servers, SharedMemory
+from shoal.strategy.parts import Delta, Servers, SharedMemory
 from shoal.strategy.takes import TABLES, taken_by
 from shoal.train.config import RunConfig, resolve, strategy_of
 from shoal.train.folder import MANIFEST
@@ -174,7 +174,7 @@ def _for_each(config: RunConfig, strategies: Sequence[str]) -> list[RunConfig]:
     }
     configs, unread = [], set(given)
     for name in strategies:
-        taken = given & taken_by(build_strategy(name, LocalConfig()))
+        taken = given & _taken(name, config.local.outer_momentum)
         unread -= taken
         tables = {table: _only(getattr(config, table), table, taken) for table in TABLES}
         configs.append(replace(config, strategy=name, **tables))
@@ -183,6 +183,20 @@ def _for_each(config: RunConfig, strategies: Sequence[str]) -> list[RunConfig]:
             f"{min(unread)} has no effect with any of {', '.join(strategies)}; leave it unset"
         )
     return configs
+
+
+def _taken(name: str, momentum: float | None) -> set[str]:
+    """The keys of a strategy's options that this comparison hands to it.
+
+    A warm-up is for those that begin with one: a baseline beside them is what it always is.
+    """
+    strategy = build_strategy(name, LocalConfig())
+    keys = taken_by(strategy)
+    if momentum and "local.outer_momentum" in keys:  # with which others may have an effect
+        keys = taken_by(build_strategy(name, LocalConfig(outer_momentum=momentum)))
+    if strategy.first is None and not isinstance(strategy.payload, Delta):
+        keys -= {"local.warm_up", "local.warm_up_with"}
+    return keys
 
 
 def _only(options: Any, table: str, taken: Set[str]) -> Any:

@@ -138,7 +138,7 @@ def _warmed_up(strategy: Strategy, share: float | None, begin: str | None) -> St
     before = sync_ps() if isinstance(strategy.owner, Servers) else _named("ddp")
     first = strategy.first or Phase(strategy=before, share=share or 0.0)
     if begin is not None:
-        first = replace(first, strategy=_named(begin))
+        first = replace(first, strategy=_first_named(begin))
     if share is not None:
         first = replace(first, share=share)
     if not 0 <= first.share < 1:
@@ -148,6 +148,13 @@ def _warmed_up(strategy: Strategy, share: float | None, begin: str | None) -> St
             "local.warm_up_with has no effect where local.warm_up is 0; leave it unset"
         )
     return replace(strategy, first=first if first.share else None)
+
+
+def _first_named(name: str) -> Strategy:
+    try:
+        return _named(name)
+    except ShoalError as error:
+        raise ShoalError(f"local.warm_up_with: {error}") from None
 
 
 def _named(name: str) -> Strategy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -32,8 +33,17 @@ class Outer:
     of gradients, as in torch's SGD."""
 
     def __post_init__(self) -> None:
+        if not 0 < self.lr < math.inf:
+            raise ShoalError(f"outer_lr is {self.lr}, but must be above 0")
+        if not 0 <= self.momentum < 1:
+            raise ShoalError(
+                f"outer_momentum is {self.momentum}, but must be at least 0 and below 1"
+            )
         if self.annealed and not self.momentum:
-            raise ShoalError("an annealed outer step needs momentum: it is the velocity that fades")
+            raise ShoalError(
+                "outer_annealed has no effect without momentum, whose velocity is what fades: set "
+                "outer_momentum, or leave outer_annealed unset"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +83,10 @@ class Delta:
             raise ShoalError(f"mix is {self.mix}, but must lie between 0 and 1")
         if not 0 <= self.ramp <= 1:
             raise ShoalError(f"ramp is {self.ramp}, but must lie between 0 and 1")
+        if self.growth is not None and not 0 < self.growth < math.inf:
+            raise ShoalError(f"growth is {self.growth}, but must be above 0; none for no growth")
+        if self.growth is not None and self.ramp == 1:
+            raise ShoalError("growth has no effect where rounds ramp up to the end (ramp is 1)")
 
     def length_at(self, rate: float, done: float) -> int:
         """H of a round that begins at an inner learning rate and after a share of the run.
@@ -84,7 +98,7 @@ class Delta:
             return max(self.fragments * (self.delay + 1), wanted - wanted % self.fragments)
         if self.growth is None or rate <= 0:
             return self.inner_steps
-        wanted = max(self.inner_steps, int(min((self.growth / rate) ** 2, 1e6)))
+        wanted = max(self.inner_steps, int(min(self.growth / rate, 1e3) ** 2))
         return wanted - wanted % self.fragments
 
 

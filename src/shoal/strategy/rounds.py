@@ -35,7 +35,6 @@ from shoal.exchange.units import by_fragment
 from shoal.strategy.parts import Delta, Update
 from shoal.wire.base import Range, Wire
 
-
 _REFUSED = "its part of this round was not finite: refused"
 _ASTRAY = "its replica differed: repaired from a peer's, and its part of this round refused"
 
