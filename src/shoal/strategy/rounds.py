@@ -117,7 +117,7 @@ class Rounds:
         self.rates = [0.0] * delta.fragments
         """Inner rates behind each fragment's delta so far, summed."""
         self.rates_before = [0.0] * delta.fragments
-        """The same of the delta before."""
+        """Their mean behind the delta before; 0 for none."""
         self.sent_at = [0] * delta.fragments
         self.spoilt = False
         """Whether this worker's parameters were not finite in this round."""
@@ -212,12 +212,13 @@ class Rounds:
             self.spoilt = False
 
     def _fading(self, fragment: int) -> float:
-        """Rates of the delta that is sent over those of the one before, if there are fewer.
+        """The mean inner rate behind the delta that is sent, over that of the one before.
 
-        More there are where a round is longer. The first ones after a phase go furthest by step,
-        so a velocity that grew with them would overshoot.
+        Not their sums: the first round of a phase is longer than the next. And never more than 1,
+        for a velocity that grew while rates rise would overshoot.
         """
-        now, before = self.rates[fragment], self.rates_before[fragment]
+        now = self.rates[fragment] / (self.steps - self.sent_at[fragment])
+        before = self.rates_before[fragment]
         self.rates_before[fragment], self.rates[fragment] = now, 0.0
         return min(1.0, now / before) if self.delta.outer.annealed and before else 1.0
 
