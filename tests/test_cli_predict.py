@@ -76,6 +76,28 @@ def test_a_run_that_writes_no_text_says_what_it_does(ground):
     assert f"shoal predict {run}" in ended.stderr
 
 
+def test_options_may_stand_before_words_and_between_them(ground):
+    at, run = ground
+    asked = [("--json", run, "good"), (run, "--json", "good"), (run, "good", "--json")]
+    found = {shoal("predict", *words, at=at).stdout for words in asked}
+    assert len(found) == 1 and json.loads(found.pop())["label"]
+
+
+def test_standard_input_without_a_text_is_one_sentence(ground):
+    at, run = ground
+    ended = shoal("predict", run, "-", at=at, given="\n \n")
+    assert ended.returncode == 1 and "standard input has no line with a text" in ended.stderr
+
+
+def test_eval_of_a_folder_that_cannot_be_written_shows_its_figures(ground):
+    at, run = ground
+    (at / run / ".results.json.partial").mkdir()  # root may write to what is read-only
+    ended = shoal("eval", run, "--samples", "5", at=at)
+    (at / run / ".results.json.partial").rmdir()
+    assert ended.returncode == 0 and "this model" in ended.stdout
+    assert ended.stderr.endswith(f"shoal: cannot keep the figures in {run}: Is a directory\n")
+
+
 def test_eval_shows_the_baselines_and_writes_them(ground):
     at, run = ground
     found = json.loads(shoal("eval", run, "--json", at=at).stdout)

@@ -88,11 +88,21 @@ def test_empty_places_are_named(tmp_path):
     assert "no file matches the pattern" in refused(tmp_path / "*.nothing")
 
 
-def test_a_file_that_is_not_utf8_is_named_with_its_byte(tmp_path):
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 au lait")
+@pytest.mark.parametrize(
+    ("content", "byte", "way"),
+    [
+        (b"caf\xe9 au lait", "0xe9 at offset 3", "`iconv -f latin1 -t utf-8`, if that is"),
+        ("caf\xe9".encode("utf-16"), "0xff at offset 0", "`iconv -f utf-16 -t utf-8`"),
+        (b"PK\x03\x04\x80", "0x80 at offset 4", "a workbook (.xlsx): save its sheet as CSV"),
+    ],
+)
+def test_a_file_that_is_not_utf8_is_named_with_its_byte_and_what_to_do(
+    tmp_path, content, byte, way
+):
+    (tmp_path / "latin.txt").write_bytes(content)
     message = refused(tmp_path)
     assert "latin.txt is not UTF-8" in message
-    assert "0xe9 at offset 3" in message
+    assert byte in message and way in message
 
 
 @pytest.mark.parametrize(

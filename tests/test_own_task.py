@@ -35,7 +35,17 @@ def trained(tmp_path_factory):
     (at / "tasks").mkdir()
     shutil.copy(FILE, at / "tasks" / "mine.py")
     ended = seats(1, "train", "tasks/mine.py", *SHORT, "--set", "checkpoint.save_every=30", at=at)
+    (worker,) = ended
+    (run,) = (at / "runs").iterdir()
+    assert f"shoal eval runs/{run.name} --recipe tasks/mine.py" in worker.text
     return at, weights(ended)
+
+
+def test_a_task_that_predicts_nothing_says_so(trained):
+    at, _ = trained
+    run = str(the_run(at))
+    ended = shoal("predict", run, "x", "--recipe", "tasks/mine.py", at=at)
+    assert ended.returncode == 1 and "its task has no `predict`" in ended.stderr
 
 
 def test_the_example_is_short_enough_to_read():

@@ -11,10 +11,12 @@ import pytest
 import torch
 from commands import launched, said, seats, weights
 
+from shoal.config import to_toml
 from shoal.recipes.catalogue import RECIPES, configure
 from shoal.recipes.finished import open_run
 from shoal.strategy.presets import PRESETS
 from shoal.strategy.weights import weights_hash
+from shoal.train.config import BudgetConfig
 
 NAMES = sorted(path.stem.removeprefix("recipe_") for path in
                Path(__file__).parent.glob("recipe_*.py"))  # fmt: skip
@@ -58,6 +60,14 @@ def test_all_recipes_and_all_strategies_are_here():
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_has_a_configuration_and_refuses_keys_that_it_does_not_read(name):
     assert configure(settings=[f"recipe={name}"]).recipe == name
+
+
+def test_a_length_replaces_the_recipes_own_in_whatever_unit(tmp_path):
+    assert configure(settings=["recipe=sentiment"]).budget == BudgetConfig(epochs=10)
+    short = configure(settings=["recipe=sentiment", "budget.steps=3"])
+    assert short.budget == BudgetConfig(steps=3)
+    (tmp_path / "kept.toml").write_text(to_toml(short))
+    assert configure(files=[tmp_path / "kept.toml"]) == short
 
 
 @pytest.mark.parametrize(("workers", "strategy"), [(2, "ddp"), (3, "ddp"), (2, "zero1")])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -90,8 +91,10 @@ def test_ctrl_c_on_a_worker_that_has_joined_is_its_own_affair(ground, shoal, who
         if "worker 1 joined" in line:
             break
     workers[1].send_signal(signal.SIGINT)
-    assert (end(workers[1]), workers[1].returncode) == ("", 130)
-    assert (end(workers[0]), workers[0].returncode)[1] == 0
+    assert (end(workers[1]), workers[1].returncode) == (
+        f"working for the run at {address}: lm, sync_ps\n", 130,
+    )  # fmt: skip
+    assert end(workers[0]).endswith(f"\nthe run at {address} has ended\n")
     text = end(serving)
     assert serving.returncode == 0, text
     assert state(the_run(ground)) == whole[0]
@@ -175,6 +178,19 @@ def test_workers_on_other_hosts_join_with_the_workers_key(ground, whole):
         assert losses(run) == whole[1]
         assert state(run) == whole[0]
         assert all(sent > 100_000 for sent, _ in lab.counters().values())
+
+
+def test_what_is_served_names_the_workers_key_and_an_address_that_others_can_reach(
+    ground, shoal, key
+):
+    words = ("serve", "tiny.toml", *WORDS, "--strategy", "sync_ps", f"--key={key}")
+    serving = shoal(*words, "--listen", "tcp://0.0.0.0:0")
+    text = next(line for line in serving.stdout if "each worker joins" in line)
+    port = text.partition("tcp://0.0.0.0:")[2].partition(";")[0]
+    join = f"shoal train --join tcp://{socket.gethostname()}:{port} --key run.worker.key"
+    assert text.strip().endswith(join)
+    serving.send_signal(signal.SIGINT)
+    end(serving)
 
 
 def test_an_address_that_others_can_reach_needs_a_key(ground):

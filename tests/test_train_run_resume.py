@@ -73,7 +73,27 @@ def test_a_finished_run_that_is_resumed_trains_nothing_and_says_so_with_its_weig
     seats(1, "train", "tiny.toml", at=ground)
     (again,) = resumed(ground, 1)
     assert again.status == 0 and weights([again]) == whole[0]
+    assert "has taken its 8 steps: nothing is left to train" in again.text
     assert losses(the_run(ground)) == whole[1]
+    # Nor does it say afterwards that others have trained it.
+    (again, _) = resumed(ground, 2)
+    assert json.loads((the_run(ground) / "run.json").read_text())["config"]["workers"] == 1
+
+
+def test_a_run_without_a_checkpoint_begins_again_and_says_so(ground, whole):
+    seats(1, "train", "tiny.toml", at=ground, fault=Fault("kill", 2))
+    (again,) = resumed(ground, 1)
+    assert "has no checkpoint: it begins at its first step again" in again.text
+    assert weights([again]) == whole[0]
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(ground):
+    seats(1, "train", "tiny.toml", at=ground, fault=Fault("kill", 2))
+    (the_run(ground) / ".lock").unlink()
+    (the_run(ground) / ".lock").mkdir()  # root may write to what is read-only
+    (again,) = resumed(ground, 1)
+    assert again.status == 1 and "Traceback" not in again.text
+    assert f"cannot train in {the_run(ground)}: Is a directory" in again.text
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,6 @@ def run(args: argparse.Namespace) -> int:
     results = None
     if isinstance(opened.task, Applied):
         results = judge(opened.task, opened.model)
-        write_results(args.run, results, step=opened.checkpoint.step)
     if args.json:
         print(json.dumps(about | metrics | ({"scores": results} if results else {})))
     else:
@@ -57,4 +57,9 @@ def run(args: argparse.Namespace) -> int:
         if results:
             print(f"\nbeside simple methods, on all samples that this recipe is judged by:\n"
                   f"{results_table(results)}")  # fmt: skip
+    if results:
+        try:
+            write_results(args.run, results, step=opened.checkpoint.step)
+        except ShoalError as error:  # they are on the screen
+            print(f"shoal: {error}", file=sys.stderr)
     return 0

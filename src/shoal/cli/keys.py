@@ -28,10 +28,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _new(job: str, folder: Path) -> int:
     from shoal.errors import ShoalError
-    from shoal.wire.keys import check_job, new_key, worker_part, write_key
+    from shoal.wire.keys import check_job, new_key, worker_file, worker_part, write_key
 
     check_job(job)
-    servers, workers = folder / f"{job}.key", folder / f"{job}.worker.key"
+    servers = folder / f"{job}.key"
+    workers = worker_file(servers)
     if workers.exists():
         raise ShoalError(f"there is a key at {workers} already; keep it, or choose another name")
     key = new_key(servers, job=job)

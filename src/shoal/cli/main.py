@@ -41,7 +41,11 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse, or exit with status 2 and one sentence."""
-        parsed, unknown = self.parse_known_args(arguments)
+        # A command with actions, or with another's command line behind, takes words in order.
+        ordered = any(action.nargs in (argparse.PARSER, argparse.REMAINDER)
+                      for action in self._actions)  # fmt: skip
+        parse = self.parse_known_args if ordered else self.parse_known_intermixed_args
+        parsed, unknown = parse(arguments)
         if unknown:
             word = next((word for word in unknown if word.startswith("-")), unknown[0])
             near = suggestion(word.partition("=")[0], self._options()) if word[:1] == "-" else ""

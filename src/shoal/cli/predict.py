@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `shoal predict`."""
     parser.add_argument("run", type=Path, metavar="RUN", help="a run's folder")
     parser.add_argument("source", nargs="?", metavar="FILE | TEXT | -",
-                        help="what to predict for; -: each line of standard input; without it: "
-                        "a few held-out samples, with the truth beside")  # fmt: skip
+                        help="what to predict for; -: the lines of standard input that are not "
+                        "empty; without: a few held-out samples, the truth beside")  # fmt: skip
     parser.add_argument("--recipe", metavar="FILE.py", help="the recipe, where it is your own")
     parser.add_argument("--json", action="store_true", help="print a JSON object a line")
 
@@ -37,13 +37,16 @@ def run(args: argparse.Namespace) -> int:
 
     from shoal.recipes.finished import open_run
     from shoal.tasks.base import Applied
+    from shoal.tasks.language_model import LanguageModel
 
     opened = open_run(args.run, args.recipe)
     task = opened.task
     if not isinstance(task, Applied):
+        write = f"it writes text: shoal generate {args.run} --prompt TEXT"
+        lacks = "its task has no `predict` (see `Applied` in shoal/tasks/base.py)"
         raise ShoalError(
-            f"the recipe {opened.config.recipe!r} of {args.run} predicts text: "
-            f"shoal generate {args.run} --prompt TEXT"
+            f"the recipe {opened.config.recipe!r} of {args.run} predicts nothing; "
+            f"{write if isinstance(task, LanguageModel) else lacks}"
         )
     torch.set_num_threads(opened.config.threads)
     with torch.no_grad():
@@ -63,10 +66,14 @@ def _sources(given: str | None) -> Iterator[str | None]:
         return
     from shoal.data.files import decoded
 
+    empty = True
     for number, raw in enumerate(sys.stdin.buffer, 1):
         line = decoded(raw, f"standard input, line {number}")
         if line.strip():
+            empty = False
             yield line.rstrip("\r\n")
+    if empty:
+        raise ShoalError("standard input has no line with a text")
 
 
 def _line(row: Mapping[str, Any]) -> str:

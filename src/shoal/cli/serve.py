@@ -84,30 +84,33 @@ def serve_shard(args: argparse.Namespace, config: RunConfig) -> int:
 
 def start(args: argparse.Namespace, config: RunConfig, *, workers: int) -> int:
     """Start all servers here, and `workers` workers, and see them through."""
-    from shoal.wire.keys import new_key
+    from shoal.wire.keys import new_key, worker_file, worker_part, write_key
     from shoal.world.launch_served import ServedJob
 
-    words = sys.argv[2:]
+    words, key = sys.argv[2:], args.key
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
     with tempfile.TemporaryDirectory(prefix="shoal-", dir=memory) as name:
         folder = Path(name)  # of mode 0700
-        if "--key" not in words and not config.servers.plain:
-            new_key(folder / "run.key", job=f"local-{os.getpid()}")
-            words = [*words, "--key", str(folder / "run.key")]
+        if key is None and not config.servers.plain:
+            key = folder / "run.key"
+            made = new_key(key, job=f"local-{os.getpid()}")
+            write_key(worker_file(key), worker_part(made))
+            words = [*words, "--key", str(key)]
         if config.servers.plain and workers:
             print("shoal: messages are plain: neither encrypted nor authenticated",
                   file=sys.stderr)  # fmt: skip
-        key = ["--key", words[words.index("--key") + 1]] if "--key" in words else []
+        with_key = ["--key", str(key)] if key else []
         shoal = [sys.executable, "-m", "shoal"]
         job = ServedJob(
             [*shoal, "serve", *_without(words, "--listen")],
-            [*shoal, "serve", *key, *(["--json"] if args.json else [])],
-            [*shoal, "train", *(word for word in args.what if word.endswith(".py")), *key],
+            [*shoal, "serve", *with_key, *(["--json"] if args.json else [])],
+            [*shoal, "train", *(word for word in args.what if word.endswith(".py")), *with_key],
             servers=config.servers.count or 1,
             workers=workers,
             listen=getattr(args, "listen", "tcp://127.0.0.1:0"),
             threads=config.threads,
             folder=folder,
+            worker_key=key and worker_file(key),
         )
         status = job.run()
     if status == 0 and job.run_folder is not None:

@@ -65,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
         )
     config = micro_batch.decide(args, config)
     if args.dry_run:
+        if args.json:
+            raise ShoalError("--json has no effect with --dry-run, which prints TOML; leave it out")
         from shoal.plan.describe import describe
         from shoal.plan.memory import program_bytes
         from shoal.recipes.catalogue import recipe
@@ -173,11 +175,15 @@ def _finish(training: Training, finished: bool) -> int:
 
 
 def _hints(training: Training) -> list[str]:
+    from shoal.tasks.base import Applied
     from shoal.tasks.language_model import LanguageModel
 
     folder = shlex.quote(str(training.folder))
     if not isinstance(training.task, LanguageModel):
-        return [f"shoal predict {folder}", f"shoal eval {folder}", "shoal recipes"]
+        own = training.config.recipe
+        with_recipe = f" --recipe {shlex.quote(own)}" if own.endswith(".py") else ""
+        uses = ["predict", "eval"] if isinstance(training.task, Applied) else ["eval"]
+        return [*(f"shoal {use} {folder}{with_recipe}" for use in uses), "shoal recipes"]
     return [
         f"shoal generate {folder} --prompt 'The '",
         f"shoal eval {folder}",

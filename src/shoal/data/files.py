@@ -121,8 +121,20 @@ def decoded(data: bytes, where: str, offset: int = 0) -> str:
     except UnicodeDecodeError as error:
         raise ShoalError(
             f"{where} is not UTF-8: byte 0x{data[error.start]:02x} at offset "
-            f"{offset + error.start}; convert it, for example with `iconv -t utf-8`"
+            f"{offset + error.start}; {_way_to_text(data)}"
         ) from None
+
+
+_ZIP = b"PK\x03\x04"
+
+
+def _way_to_text(data: bytes) -> str:
+    """What to do with bytes that are not UTF-8, by how they begin."""
+    if data.startswith(_ZIP):
+        return "it begins like a zip file or a workbook (.xlsx): save its sheet as CSV"
+    old = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "latin1"
+    guess = "" if old == "utf-16" else ", if that is what it is in"
+    return f"convert it with `iconv -f {old} -t utf-8`{guess}"
 
 
 def _named(paths: list[Path], root: Path) -> list[FoundFile]:

@@ -31,6 +31,8 @@ def open_table(name: str) -> Any:
     Raises:
         ShoalError: the extra is not installed, or the data set cannot be opened.
     """
+    if not name:
+        raise ShoalError("hf: needs the name of a data set behind it, such as hf:NAME")
     try:
         import datasets
     except ImportError:

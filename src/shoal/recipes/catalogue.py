@@ -23,7 +23,7 @@ from shoal.config import JSON, flatten, leaves, load, suggestion
 from shoal.data.cache import Say, silent
 from shoal.errors import ShoalError
 from shoal.tasks.base import Task
-from shoal.train.config import RunConfig
+from shoal.train.config import BudgetConfig, RunConfig
 
 RECIPES = {
     "lm": "a language model on text, from scratch or from --model",
@@ -117,11 +117,14 @@ def configure(
 ) -> RunConfig:
     """Defaults of the recipe that files and settings name, `base`, files, settings: the last wins.
 
+    A length of the run replaces the recipe's own, in whatever unit.
     Raises ShoalError as `shoal.config.load` does, and for a key that the recipe does not read.
     """
     given = load(RunConfig, files=files, settings=settings)
     chosen = recipe(given.recipe)
     own = defaults_of(chosen, pretrained=given.model.path is not None)
+    if given.budget != BudgetConfig():
+        own = {key: value for key, value in own.items() if not key.startswith("budget.")}
     config = load(RunConfig, base={**own, **(base or {})}, files=files, settings=settings)
     require_read(config, chosen, own)
     return config

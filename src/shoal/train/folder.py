@@ -114,7 +114,10 @@ def hold(folder: Path) -> IO[str]:
 
     Raises ShoalError when another process is training in it.
     """
-    file = (folder / LOCK).open("a")
+    try:
+        file = (folder / LOCK).open("a")
+    except OSError as error:
+        raise ShoalError(f"cannot train in {folder}: {error.strerror}") from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

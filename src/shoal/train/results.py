@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from shoal.errors import ShoalError
 from shoal.tasks.base import Applied, Scores
 
 RESULTS = "results.json"
@@ -33,10 +34,13 @@ def judge(task: Applied, model: nn.Module) -> dict[str, Scores]:
 
 
 def write_results(folder: Path, results: Mapping[str, Scores], **about: Any) -> None:
-    """Keep the figures in the run's folder, in one step."""
+    """Keep the figures in the run's folder, in one step. Raises ShoalError where it cannot."""
     partial = folder / f".{RESULTS}.partial"
-    partial.write_text(json.dumps({**about, "scores": results}, indent=2) + "\n")
-    os.replace(partial, folder / RESULTS)
+    try:
+        partial.write_text(json.dumps({**about, "scores": results}, indent=2) + "\n")
+        os.replace(partial, folder / RESULTS)
+    except OSError as error:
+        raise ShoalError(f"cannot keep the figures in {folder}: {error.strerror}") from None
 
 
 def results_table(results: Mapping[str, Scores]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from shoal.config import load
-from shoal.data.cache import silent
+from shoal.data.cache import Say, silent
 from shoal.errors import ShoalError
 from shoal.strategy.random_states import seed_everything
 from shoal.strategy.serving.worker import ServedWorker
@@ -48,7 +48,9 @@ def train_served(
     Raises ShoalError where the servers refuse this worker, are gone, or the run has failed.
     """
     torch.set_num_threads(config.threads)
-    task = build(config, silent if rank > 0 else partial(print, file=sys.stderr, flush=True))
+    loud: Say = partial(print, file=sys.stderr, flush=True)
+    task = build(config, silent if rank > 0 else loud)
+    say = silent if rank >= 0 else loud  # where a launcher has started it, that says the rest
     samples = task.samples("train")
     seed_everything(config.seed, 0, 0)
     device = device_of(config, max(rank, 0))
@@ -78,6 +80,7 @@ def train_served(
         },
     )
     worker.evaluator = lambda: _measure(config, task, worker)
+    say(f"working for the run at {address}: {config.recipe}, {config.strategy}")
     with repeatable(config, device), worker, _leaving_on_signals() as asked:
         model.train()
         batches = worker.batches(
@@ -102,6 +105,8 @@ def train_served(
         except ShoalError:
             if not worker.finished:
                 raise  # otherwise it lacks its last parameters alone, and nobody reads them here
+    if worker.finished:
+        say(f"the run at {address} has ended")
     return worker.finished
 
 

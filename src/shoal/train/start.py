@@ -72,13 +72,13 @@ def start(
     checkpoint, rejected = _newest(checkpoints) if resume is not None else (None, [])
     if checkpoint is not None:
         restore(worker, checkpoint)
-    if world.rank == 0:
-        write_manifest(folder, config, data=fingerprint, samples=samples)
     end = config.budget.samples(
         global_batch=config.batch.global_batch,
         sequence_length=config.data.sequence_length,
         epoch=samples,
     )
+    if world.rank == 0 and worker.position < end:
+        write_manifest(folder, config, data=fingerprint, samples=samples)
     progress = stack.enter_context(
         open_progress(
             -(-end // config.batch.global_batch),
@@ -95,6 +95,10 @@ def start(
     if world.rank == 0:
         for sentence in rejected:
             progress.warn(0, sentence)
+        if resume is not None and checkpoint is None:
+            progress.warn(0, f"{folder} has no checkpoint: it begins at its first step again")
+    if worker.position >= end:
+        progress.note(f"{folder} has taken its {worker.steps:,} steps: nothing is left to train")
     recorders = stack.enter_context(
         open_recorders(
             config.records,

@@ -80,6 +80,11 @@ def worker_part(key: Key) -> Key:
     return replace(key, server_secret=None)
 
 
+def worker_file(servers: Path) -> Path:
+    """Where the workers' part of a key is kept, beside the servers' `RUN.key`."""
+    return servers.with_name(f"{servers.name.removesuffix('.key')}.worker.key")
+
+
 def fingerprint(public: bytes) -> str:
     """A public key in short, for people to compare: 64 bits of its SHA-256."""
     digest = hashlib.sha256(public).hexdigest()[:16]

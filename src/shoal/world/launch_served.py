@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -46,13 +47,16 @@ class ServedJob:
         listen: str,
         threads: int,
         folder: Path,
+        worker_key: Path | None,
     ) -> None:
         """`serve` and `work` are commands, `again` serves a run that is resumed.
 
-        `folder` is a private place for what servers announce.
+        `folder` is a private place for what servers announce. `worker_key` is what workers
+        that join from elsewhere need, where messages are not plain.
         """
         self._serve, self._again, self._work = list(serve), list(again), list(work)
         self._workers_wanted, self._listen, self._folder = workers, listen, folder
+        self._worker_key = worker_key
         self._environment = {**os.environ, "OMP_NUM_THREADS": str(threads),
                              LAUNCHED: str(os.getpid())}  # fmt: skip
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
@@ -218,10 +222,11 @@ class ServedJob:
         return status
 
     def _say_how_to_join(self) -> None:
-        words = self._serve
-        key = f" --key {words[words.index('--key') + 1]}" if "--key" in words else ""
-        print(f"serving at {self.addresses[0]}; each worker joins with: "
-              f"shoal train --join {self.addresses[0]}{key}", flush=True)  # fmt: skip
+        address = self.addresses[0]
+        key = f" --key {self._worker_key}" if self._worker_key else ""
+        at = address.replace("//0.0.0.0:", f"//{socket.gethostname()}:")
+        print(f"serving at {address}; each worker joins with: shoal train --join {at}{key}",
+              flush=True)  # fmt: skip
 
     def _open(self, command: Sequence[str]) -> Process:
         # A terminal's Ctrl-C reaches this process alone.
