@@ -1,12 +1,14 @@
 """The numbers of a page, from histories that are small enough to check by hand."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from shoal.report.figures import Measured, Spread, rows, seconds_to, shares, worst_loss
 from shoal.report.history import History, Pace, Point
+from shoal.report.single import sentence
 from shoal.report.table import number, tabulate
 from shoal.report.verdict import verdict
 from shoal.train.config import RunConfig
@@ -23,6 +25,7 @@ def history(held_out, *, sent=0, paces=((6.0, 2.0, 1.0, 1.0),)) -> History:
         folder=Path("run"),
         config=RunConfig(),
         torch="2",
+        unit="tokens",
         steps=len(points),
         points=points,
         paces=[
@@ -65,6 +68,17 @@ def test_a_row_has_the_mean_and_the_sample_deviation_of_its_seeds():
     assert a.loss.mean == 5.5 and a.loss.deviation == pytest.approx(math.sqrt(0.5))
     assert b.loss.values == (4.0,) and b.loss.deviation is None
     assert "in 1 of 2" in tabulate([a, b], target=5.5, counted="ledger").rows[0][2]
+
+
+def test_a_loss_of_other_targets_than_tokens_is_not_called_nats():
+    run = measured("a", [8.0, 5.0])
+    texts = replace(run, history=replace(run.history, unit="texts"))
+    row = rows([texts], None)
+    titles = tabulate(row, target=None, counted="ledger").titles
+    assert {"held-out loss (per text)", "bytes a text (ledger)", "texts a second"} <= set(titles)
+    assert "texts a has a held-out loss of 5.0000 per text." in verdict(row, [texts])
+    assert "texts" in sentence(texts.history, row[0])
+    assert "token" not in sentence(texts.history, row[0])
 
 
 def test_shares_are_of_the_time_of_all_workers():

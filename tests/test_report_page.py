@@ -91,7 +91,7 @@ def test_names_and_settings_are_shown_and_not_obeyed(run):
     manifest = json.loads((run / "run.json").read_text())
     manifest["config"]["data.source"] = evil
     manifest["config"]["strategy"] = evil
-    manifest["torch"] = evil
+    manifest["torch"] = manifest["unit"] = evil
     (run / "run.json").write_text(json.dumps(manifest))
     hostile = run.rename(run.parent / "lm-<b onclick=alert(3)>")
     page = page_of(hostile)

@@ -26,6 +26,7 @@ from shoal.report.figures import (
     Spread,
     bytes_per_token,
     last_loss,
+    loss_unit,
     rows,
     seconds_to,
     shares,
@@ -41,7 +42,7 @@ from shoal.report.trial import Trial
 from shoal.report.verdict import verdict
 
 KERNEL = (
-    "Bytes a token are what all hosts sent, by the kernel's counters of their interfaces: frames "
+    "Bytes are what all hosts sent, by the kernel's counters of their interfaces: frames "
     "with their headers, the start and the evaluations included."
 )
 
@@ -136,10 +137,11 @@ def _notes(
     if target is not None:
         evaluation = runs[0].history.config.evaluation.every
         every = "step" if evaluation == 1 else f"{evaluation} steps"
+        unit = runs[0].history.unit
         origin = "as given" if given is not None else "the highest last loss of all runs"
         notes.append(
-            f"The target is a held-out loss of {target:.4f} nats a token, {origin}; it counts as "
-            f"reached at the first measurement at or below it, and there is one every {every}."
+            f"The target is a held-out loss of {target:.4f} {loss_unit(unit)}, {origin}; it counts "
+            f"as reached at the first measurement at or below it, and there is one every {every}."
         )
     notes += [
         f"{run.strategy}, seed {run.seed}, lost {lost:.4%} of its updates."

@@ -43,9 +43,11 @@ class Row:
     """One strategy's line of the table."""
 
     strategy: str
+    unit: str
+    """What the targets are, in the plural."""
     runs: int
     loss: Spread | None
-    """The last held-out loss, in nats a token; None where it was never measured."""
+    """The last held-out loss, a target's; None where it was never measured."""
     seconds_to_target: Spread | None
     """Of the runs that reached the target."""
     reached: int
@@ -58,6 +60,16 @@ class Row:
     """The training time in all."""
     staleness: tuple[Spread, Spread] | None = None
     """Of contributions, in commits: mean and most; None where all workers are in step."""
+
+
+def one_of(unit: str) -> str:
+    """The singular of a unit."""
+    return unit.removesuffix("s")
+
+
+def loss_unit(unit: str) -> str:
+    """What a loss is in: of other targets than tokens it may be any measure."""
+    return "nats a token" if unit == "tokens" else f"per {one_of(unit)}"
 
 
 def worst_loss(runs: Sequence[Measured]) -> float | None:
@@ -128,6 +140,7 @@ def _row(strategy: str, runs: Sequence[Measured], target: float | None) -> Row:
     ages = [age for history in histories if (age := staleness(history)) is not None]
     return Row(
         strategy=strategy,
+        unit=histories[0].unit,
         runs=len(runs),
         loss=Spread(tuple(losses)) if losses else None,
         seconds_to_target=Spread(tuple(reached)) if reached else None,

@@ -57,6 +57,8 @@ class History:
     folder: Path
     config: RunConfig
     torch: str
+    unit: str
+    """What the targets are, in the plural. `tokens` below and elsewhere counts these."""
     steps: int
     """That the run was to have."""
     points: list[Point]
@@ -92,7 +94,7 @@ def read_history(folder: Path) -> History:
     owner = _owner(config)
     if not isinstance(owner, Servers):
         workers = {0: run, **workers}
-    samples = manifest.get("samples")
+    samples, unit = manifest.get("samples"), str(manifest.get("unit", ""))
     length = config.budget.samples(
         global_batch=config.batch.global_batch,
         sequence_length=config.data.sequence_length,
@@ -102,6 +104,7 @@ def read_history(folder: Path) -> History:
         folder=folder,
         config=config,
         torch=str(manifest.get("torch", "unknown")),
+        unit=unit if unit.isalpha() else "targets",
         steps=-(-length // config.batch.global_batch),
         paces=[_pace(rank, found) for rank, found in sorted(workers.items())],
         **(

@@ -11,7 +11,7 @@ from typing import Any
 
 from shoal.errors import ShoalError
 from shoal.report.entry import ACTIVITIES
-from shoal.report.figures import Measured
+from shoal.report.figures import Measured, loss_unit
 from shoal.report.free_plots import free_plots
 from shoal.report.history import History, Pace, Point
 from shoal.report.look import COLOURS, DASHES, SYMBOLS, Plot, layout
@@ -45,6 +45,7 @@ def plots(runs: Sequence[Measured]) -> list[Plot]:
     unit, seconds = next(
         (unit, size) for unit, size in (("h", 3600), ("min", 60), ("s", 1)) if longest > 3 * size
     ) if longest > 3 else ("s", 1)  # fmt: skip
+    counted = runs[0].history.unit
     seeds = "" if len({run.seed for run in runs}) == 1 else " One line a seed."
     found = [
         Plot(
@@ -53,9 +54,9 @@ def plots(runs: Sequence[Measured]) -> list[Plot]:
             [("", _curves(runs, lambda p: p.seconds / seconds, f"training time ({unit})"))],
         ),
         Plot(
-            "Loss against tokens",
-            "Target tokens of all workers together.",
-            [("", _curves(runs, lambda p: p.tokens, "target tokens", tickformat="~s"))],
+            f"Loss against {counted}",
+            f"The {counted} of all workers together.",
+            [("", _curves(runs, lambda p: p.tokens, counted, tickformat="~s"))],
         ),
     ]
     totals = [run.history.last.bytes for run in runs]
@@ -126,7 +127,7 @@ def _curves(
             "ticksuffix": suffix,
             "type": "log" if log else "-",
         },
-        yaxis={"title": {"text": f"{loss} (nats a token)"}},
+        yaxis={"title": {"text": f"{loss} ({loss_unit(runs[0].history.unit)})"}},
         showlegend=True,
     )
     return figure

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from shoal.config import to_toml
-from shoal.report.figures import Measured, Row, last_loss, rows
+from shoal.report.figures import Measured, Row, last_loss, loss_unit, rows
 from shoal.report.history import History, read_history
 from shoal.report.page import Page, write_page
 from shoal.report.plots import plots, require_plotly
@@ -42,7 +42,9 @@ def report(folder: Path, output: Path) -> str:
         result=sentence(history, row),
         table=tabulate([row], target=None, counted="ledger"),
         notes=[clock([history]), LEDGER, *limits(history), *fates(history)],
-        workers=tabulate_workers(history.contributions) if history.contributions else None,
+        workers=tabulate_workers(history.contributions, history.unit)
+        if history.contributions
+        else None,
         plots=plots([run]),
         settings=[(f"{folder.resolve().name}, as TOML", to_toml(config))],
         made_with=[f"torch {history.torch}."],
@@ -63,12 +65,12 @@ def sentence(history: History, row: Row) -> str:
     if loss is None or first is None:
         fell = "its held-out loss was not measured"
     elif len(history.held_out) == 1:
-        fell = f"the held-out loss is {loss:.4f} nats a token"
+        fell = f"the held-out loss is {loss:.4f} {loss_unit(history.unit)}"
     else:
-        fell = f"the held-out loss went from {first:.4f} to {loss:.4f} nats a token"
+        fell = f"the held-out loss went from {first:.4f} to {loss:.4f} {loss_unit(history.unit)}"
     share = row.shares["computing"].mean
     return (
-        f"After {done} ({last.tokens:,} tokens, {duration(last.seconds)}) of {how} {fell}; "
+        f"After {done} ({last.tokens:,} {history.unit}, {duration(last.seconds)}) of {how} {fell}; "
         f"{100 * share:.1f} % of the workers' time was spent computing."
     )
 

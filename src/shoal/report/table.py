@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from shoal.report.contributions import Contributions
 from shoal.report.entry import ACTIVITIES
-from shoal.report.figures import Row, Spread
+from shoal.report.figures import Row, Spread, loss_unit, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +54,14 @@ def tabulate(rows: Sequence[Row], *, target: float | None, counted: str) -> Tabl
 
     `counted` says whose bytes they are: `ledger` or `kernel`.
     """
+    unit = rows[0].unit
     titles = [
         "strategy",
-        "held-out loss (nats a token)",
+        f"held-out loss ({loss_unit(unit)})",
         "training time (s)" if target is None else f"time to {target:.4f} (s)",
-        f"bytes a token ({counted})",
+        f"bytes a {one_of(unit)} ({counted})",
         *(f"{name} (%)" for name in ACTIVITIES),
-        "tokens a second",
+        f"{unit} a second",
     ]
     cells = [_cells(row, target) for row in rows]
     if any(row.staleness for row in rows):
@@ -71,10 +72,10 @@ def tabulate(rows: Sequence[Row], *, target: float | None, counted: str) -> Tabl
     return Table(titles=titles, rows=cells)
 
 
-def tabulate_workers(found: Contributions) -> Table:
+def tabulate_workers(found: Contributions, unit: str) -> Table:
     """A row a worker: what it gave, how fast, and how stale that was."""
     whole = sum(one.tokens for one in found.by_worker) or 1
-    titles = ["worker", "applied", "dropped", "tokens", "of all (%)", "tokens a second", "steps"]
+    titles = ["worker", "applied", "dropped", unit, "of all (%)", f"{unit} a second", "steps"]
     aged = bool(found.staleness)
     rows = []
     for one in found.by_worker:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from shoal.report.figures import Measured, Row, Spread
+from shoal.report.figures import Measured, Row, Spread, loss_unit, one_of
 from shoal.report.table import number
 
 
@@ -19,10 +19,10 @@ def verdict(rows: Sequence[Row], runs: Sequence[Measured]) -> str:
 def _lowest(rows: Sequence[Row], tokens: int) -> str:
     measured = [(row.strategy, row.loss) for row in rows if row.loss is not None]
     if not measured:
-        return f"After {tokens:,} tokens the held-out loss was measured in no run."
-    after = f"After {tokens:,} tokens"
+        return f"After {tokens:,} {rows[0].unit} the held-out loss was measured in no run."
+    after = f"After {tokens:,} {rows[0].unit}"
     best, loss = min(measured, key=lambda item: item[1].mean)
-    value = f"{number(loss, 4)} nats a token"
+    value = f"{number(loss, 4)} {loss_unit(rows[0].unit)}"
     equal = [name for name, other in measured if other == loss]
     if len(measured) > 1 and len(equal) == len(measured):
         return f"{after} all strategies have the same held-out loss, {value}."
@@ -68,7 +68,7 @@ def _least(rows: Sequence[Row]) -> str:
     if len(names) == len(sent) or len(sent) < 2:
         return ""
     verb = "send" if len(names) > 1 else "sends"
-    return f"{_list(names)} {verb} least, {least:,.1f} bytes a token."
+    return f"{_list(names)} {verb} least, {least:,.1f} bytes a {one_of(rows[0].unit)}."
 
 
 def _list(names: Sequence[str]) -> str:

@@ -56,8 +56,8 @@ def drop_unused(folder: Path) -> None:
             folder.rmdir()
 
 
-def write_manifest(folder: Path, config: RunConfig, *, data: str, samples: int) -> None:
-    """Write (or, on a resume, replace) the manifest in one step."""
+def write_manifest(folder: Path, config: RunConfig, *, data: str, samples: int, unit: str) -> None:
+    """Write (or, on a resume, replace) the manifest in one step; `unit` is of targets."""
     import torch
 
     content = {
@@ -65,6 +65,7 @@ def write_manifest(folder: Path, config: RunConfig, *, data: str, samples: int) 
         "config": flatten(config),
         "data": data,
         "samples": samples,
+        "unit": unit,
         "leaves": config.batch.leaves,
         "torch": torch.__version__,
     }

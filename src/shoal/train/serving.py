@@ -268,13 +268,14 @@ class FirstRun:
 
     def _begin(self, plan: p.Plan, about: Mapping[str, str]) -> None:
         """The first worker has told how long the run is, and on which data."""
-        write_manifest(self.folder, self.config, data=about.get("data", ""), samples=plan.length)
-        steps = -(-plan.end // plan.global_batch)
         unit = about.get("unit", "")
+        unit = unit if unit.isalpha() else "targets"
+        write_manifest(self.folder, self.config, data=about.get("data", ""), samples=plan.length,
+                       unit=unit)  # fmt: skip
+        steps = -(-plan.end // plan.global_batch)
         self._progress = self._stack.enter_context(
             open_progress(steps, resumed_step=self._resumed_step, every=self.config.records.every,
-                          unit=unit if unit.isalpha() else "targets", json=self._json,
-                          out=sys.stdout)
+                          unit=unit, json=self._json, out=sys.stdout)
         )  # fmt: skip
         self._records = ServedRecords(
             self.config, self.folder, resumed_step=self._resumed_step, end=plan.end,

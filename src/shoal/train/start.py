@@ -77,13 +77,14 @@ def start(
         sequence_length=config.data.sequence_length,
         epoch=samples,
     )
+    unit = getattr(task, "unit", "targets")
     if world.rank == 0 and worker.position < end:
-        write_manifest(folder, config, data=fingerprint, samples=samples)
+        write_manifest(folder, config, data=fingerprint, samples=samples, unit=unit)
     progress = stack.enter_context(
         open_progress(
             -(-end // config.batch.global_batch),
             resumed_step=worker.steps,
-            unit=getattr(task, "unit", "targets"),
+            unit=unit,
             every=config.records.every,
             json=json_lines,
             out=sys.stdout if world.leads_host and not quiet else stack.enter_context(_nowhere()),
