@@ -83,7 +83,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
-        raise ShoalError(f"{folder} is not a run's folder: it has no {MANIFEST}") from None
+        lack = f"it has no {MANIFEST}" if folder.exists() else "it is not there"
+        raise ShoalError(f"{folder} is not a run's folder: {lack}") from None
     except (OSError, ValueError) as error:
         raise ShoalError(f"{path} cannot be read: {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
