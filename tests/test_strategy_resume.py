@@ -9,6 +9,7 @@ from processes import WorkerFailed, run
 from training import Case, build, build_optimizer, data, loss_of
 
 import shoal
+from shoal.checkpoint import own_state
 from shoal.strategy.options import LocalConfig, build_strategy
 
 CASE = Case(optimizer="fused", net="wide", samples=64, steps=14)
@@ -114,6 +115,26 @@ def test_what_is_owed_is_conserved_when_the_number_of_workers_changes(form, old,
     now = sum(worker["owed at start"] for worker in after) / new
     assert now == pytest.approx(owed, rel=1e-4)
     assert after[0]["steps"] == 14
+
+
+def train_as_once(part: Part) -> dict[str, Any]:
+    """As a version that did not know the peak of the rates yet."""
+    told = own_state._Mine.flat
+
+    def fewer(mine: Any) -> list[float]:
+        numbers = told(mine)
+        return [*numbers[:3], *numbers[4:]]
+
+    own_state._Mine.flat = fewer  # in this worker's own process
+    return train(part)
+
+
+@pytest.mark.parametrize("form", ["diloco", "streaming_diloco"])
+def test_a_round_that_another_version_has_saved_is_refused(form, tmp_path):
+    folder = str(tmp_path / "run")
+    run(1, train_as_once, Part(form, folder, True, 6))
+    with pytest.raises(WorkerFailed, match="saved by another version of Shoal"):
+        run(1, train, Part(form, folder, False, 8))
 
 
 @pytest.mark.parametrize("form", ["diloco", "streaming_diloco"])

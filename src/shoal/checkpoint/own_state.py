@@ -55,17 +55,9 @@ def own_tensors(worker: Worker) -> dict[str, Tensor]:
         tensors |= _ranges("owner/residual", mean, mean.owner.residual)
     if rounds is not None:
         tensors |= _whole(worker, f"{mine}/local", rounds.local)
-        tensors[f"{mine}/round"] = torch.tensor(
-            [
-                *rounds.since,
-                float(rounds.spoilt),
-                rounds.peak,
-                *rounds.weights,
-                *rounds.rates,
-                *rounds.rates_before,
-            ],
-            dtype=torch.float64,
-        )
+        part = _Mine(rounds.since, rounds.spoilt, rounds.peak, rounds.weights, rounds.rates,
+                     rounds.rates_before)  # fmt: skip
+        tensors[f"{mine}/round"] = torch.tensor(part.flat(), dtype=torch.float64)
         if rounds.delta.outer.momentum and rounds.update == "owner":
             tensors |= _ranges("owner/momentum", mean, rounds.momentum)
         elif rounds.delta.outer.momentum and worker.rank == 0:
@@ -143,10 +135,20 @@ class _Mine(NamedTuple):
     rates: list[float]
     rates_before: list[float]
 
+    def flat(self) -> list[float]:
+        """As it is stored: four numbers, and three for each fragment."""
+        return [*self.since, float(self.spoilt), self.peak,
+                *self.weights, *self.rates, *self.rates_before]  # fmt: skip
+
 
 def _read_mine(checkpoint: Checkpoint, rank: int) -> _Mine:
-    total, targets, spoilt, peak, *by_fragment = checkpoint.read(f"worker/{rank}/round").tolist()
-    parts = len(by_fragment) // 3
+    numbers, parts = checkpoint.read(f"worker/{rank}/round").tolist(), _fragments(checkpoint)
+    if len(numbers) != 4 + 3 * parts:
+        raise ShoalError(
+            f"{checkpoint.path} was saved by another version of Shoal, which kept something else "
+            "of a round of local steps; resume with that version"
+        )
+    total, targets, spoilt, peak, *by_fragment = numbers
     weights, rates, before = (by_fragment[f : f + parts] for f in range(0, 3 * parts, parts))
     return _Mine([total, targets], bool(spoilt), peak, weights, rates, before)
 
