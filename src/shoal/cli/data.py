@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -77,10 +78,12 @@ def _get(name: str) -> int:
 
 
 def _show(source: str, text_field: str) -> int:
-    from shoal.data.catalogue import CATALOGUE
+    from shoal.data.catalogue import CATALOGUE, named
     from shoal.data.config import DataConfig
     from shoal.data.corpora import documents
 
+    if source.replace("-", "").isalnum() and not Path(source).exists():
+        named(source)  # which knows the names of all kinds
     if source in CATALOGUE and CATALOGUE[source].read is None:
         return _show_files(CATALOGUE[source])
     number = characters = 0
