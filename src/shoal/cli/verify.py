@@ -115,11 +115,11 @@ def _print_certificate(
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)  # sentences are not broken
     # 80 columns are enough for it, also in a pipe.
     table = Table(title=f"strategy {config.strategy}, {len(outcomes[0].losses)} steps, "
                         f"{config.batch.leaves} leaves a step", title_justify="left", box=None,
-                  padding=(0, 3, 0, 0))  # fmt: skip
+                  padding=(0, 2, 0, 0))  # fmt: skip
     for column in ("workers", "wire", "first loss", "last loss", "samples", "weights", ""):
         table.add_column(column, no_wrap=True)
     for outcome, verdict in zip(outcomes, verdicts, strict=True):
