@@ -141,6 +141,20 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path):
         load_tokenizer(str(tmp_path / "model"))
 
 
+def test_a_tokenizers_own_code_never_runs_whatever_is_answered(tmp_path, monkeypatch):
+    folder, ran = tmp_path / "model", tmp_path / "ran"
+    folder.mkdir()
+    (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass T: pass\n")
+    settings = {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["evil.T", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "vocab.json").write_text("{}")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    with pytest.raises(ShoalError, match="cannot load a tokenizer from"):
+        load_tokenizer(str(folder))
+    assert not ran.exists()
+
+
 def test_a_damaged_tokenizer_is_named(trained, tmp_path):
     trained.save(tmp_path / "t")
     shutil.copytree(tmp_path / "t", tmp_path / "u")

@@ -193,7 +193,8 @@ def _with_end(inner: Any, end: str | None, settings: dict[str, Any], name: str) 
 def _through_transformers(name: str) -> Tokenizer:
     """For folders in other formats and for names on the hub; transformers converts them."""
     folder = Path(name).expanduser()
-    options: dict[str, str] = {}
+    # Unless it is told not to, the library asks whether it may run a tokenizer's own code.
+    options: dict[str, Any] = {"trust_remote_code": False}
     if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in TOKENIZER_FILES):
         weights = sorted(folder.glob("*.gguf"))  # a format that holds the tokenizer as well
         if not weights:
@@ -205,7 +206,11 @@ def _through_transformers(name: str) -> Tokenizer:
         loaded = AutoTokenizer.from_pretrained(folder if folder.is_dir() else name, **options)
     except Exception as error:  # OSError, ValueError, ImportError, by the kind of fault
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        hint = " (pip install 'shoal[gguf]')" if isinstance(error, ImportError) and options else ""
+        hint = (
+            " (pip install 'shoal[gguf]')"
+            if isinstance(error, ImportError) and "gguf_file" in options
+            else ""
+        )
         where = f"from {name}" if folder.is_dir() else f"named {name}, as a folder or on the hub"
         raise ShoalError(f"cannot load a tokenizer {where}: {reason}{hint}") from error
     inner = getattr(loaded, "backend_tokenizer", None)

@@ -50,9 +50,11 @@ def _unpack(work: Path, name: str, files: Path) -> None:
 
     with contextlib.redirect_stderr(io.StringIO()):  # the reader shows its own progress bar
         packed = transformers.AutoModelForCausalLM.from_pretrained(
-            work, gguf_file=name, dtype=torch.float32
+            work, gguf_file=name, dtype=torch.float32, trust_remote_code=False
         )
-        tokenizer = transformers.AutoTokenizer.from_pretrained(work, gguf_file=name)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            work, gguf_file=name, trust_remote_code=False
+        )
         del packed.config.quantization_config  # says four bits, which these weights are no more
         plain = type(packed)(packed.config)
         plain.load_state_dict(packed.state_dict())
